@@ -1,0 +1,44 @@
+# The commands of everyday work; `make help` lists them. Flags go in ARGS:
+#   make train ARGS="--train.epochs 2 --run.name first"
+SHELL := /bin/bash
+BIN := .venv/bin
+RECIPE ?= quickstart
+ARGS ?=
+
+# Data sets that lie next to the checkout save the download.
+ifneq ($(wildcard ../shared/data/.),)
+export DIST_TRAIN_DATA ?= $(shell cd ../shared/data && pwd)
+endif
+
+.PHONY: help setup train test soak lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
+
+setup: ## make .venv with everything in it (once: a minute; then: at once)
+	@launch/setup.sh
+
+train: setup ## train RECIPE (quickstart) on this machine; without data, on the built-in shapes
+	@$(BIN)/dist-train show $(RECIPE) $(ARGS) > /dev/null
+	@if $(BIN)/dist-train prepare $(RECIPE) $(ARGS); then dataset=; else \
+		echo "make: no data for $(RECIPE), so this trains on the built-in shapes instead"; \
+		dataset="--data.dataset shapes"; \
+	fi; \
+	set -x; exec $(BIN)/accelerate launch --config_file launch/one_process.yaml \
+		dist_train/main.py $(RECIPE) $(ARGS) $$dataset
+
+lint: setup ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint ## style, types and the tests that take seconds
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+soak: setup ## the tests that take minutes (pytest ends with 5 when there are none)
+	$(BIN)/pytest -m slow --timeout 1800 $(ARGS) || [ $$? = 5 ]
+
+clean: ## remove what tools leave behind; keeps .venv, data and runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find dist_train tests slurm docs -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,230 @@
+"""From settings to parts: the one place where the config meets the components."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dist_train import models, optim
+from dist_train.config import Config, DataConfig, OptimConfig
+from dist_train.data import beton, catalog
+from dist_train.data.augment import Augment, Policy
+from dist_train.data.batches import Loader, TrainBatches
+from dist_train.data.order import Ids, Order, split
+from dist_train.data.resident import ResidentLoader
+from dist_train.data.streaming import StreamLoader
+from dist_train.errors import UserError
+from dist_train.runtime import Runtime
+from dist_train.tracking import Tracker, Trackers, wandb
+from dist_train.tracking.console import Console
+from dist_train.tracking.json_lines import JsonLines
+
+WHITENING_SAMPLES = 5000
+
+
+def prepare_data(data: DataConfig) -> beton.Prepared:
+    """Finds or downloads the data set and converts it once.
+
+    Raises:
+        UserError: the data is not to be had, or the cache cannot be written.
+    """
+    load = partial(
+        catalog.load,
+        data.dataset,
+        root=data.root,
+        image_size=data.image_size,
+        train_samples=data.train_samples,
+    )
+    made_from = {"image_size": data.image_size}
+    if data.dataset == "shapes":
+        made_from["train_samples"] = data.train_samples
+    if data.dataset == "folder":
+        made_from["root"] = str(catalog.locate("folder", root=data.root).resolve())
+    key = json.dumps(made_from, sort_keys=True)
+    suffix = hashlib.sha256(f"{key}{data.storage}".encode()).hexdigest()[:8]
+    folder = Path(data.cache) / f"{data.dataset}-{suffix}"
+    return beton.prepare(load, folder, storage=data.storage, key=key)
+
+
+def augmentation(data: DataConfig, manifest: beton.Manifest) -> Augment:
+    """Augmentation and normalisation for the prepared set."""
+    half = tuple(0.5 for _ in manifest.mean)
+    dataset = data.normalize == "dataset"
+    return Augment(
+        policy(data),
+        mean=manifest.mean if dataset else half,
+        std=manifest.std if dataset else half,
+        image_shape=manifest.image_shape,
+    )
+
+
+def policy(data: DataConfig) -> Policy:
+    """What is done to training images."""
+    return Policy(
+        flip=data.flip,
+        crop_padding=data.crop_padding,
+        crop_mode=data.crop_mode,
+        cutout=data.cutout,
+        brightness=data.brightness,
+        contrast=data.contrast,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+    )
+
+
+def choose_loader(data: DataConfig, manifest: beton.Manifest, runtime: Runtime) -> str:
+    """What `--data.loader auto` means here: `stream` or `resident`.
+
+    A GPU that has room for the set keeps it, and waits for no copy. CPU processes share the
+    file's pages in the operating system's cache instead of holding a copy each.
+    """
+    if data.loader != "auto":
+        return data.loader
+    if find_spec("ffcv") is None:
+        return "resident"
+    if runtime.device.type == "cpu" or data.storage == "jpeg":
+        return "stream"
+    free_bytes, _ = torch.cuda.mem_get_info(runtime.device)
+    set_bytes = manifest.train.bytes + manifest.test.bytes
+    return "resident" if set_bytes < free_bytes / 4 else "stream"
+
+
+def loader(
+    kind: str, path: Path, *, batch_size: int, device: torch.device, threads: int
+) -> Loader:
+    """A `stream` or `resident` loader of a prepared file."""
+    if kind == "stream":
+        return StreamLoader(path, batch_size=batch_size, device=device, threads=threads)
+    return ResidentLoader(beton.read_images(path), batch_size=batch_size, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """The images a run is judged by: the test set, or the held-out part of the training set."""
+
+    split: Literal["test", "validation"]
+    loader: Loader
+    labels: Tensor
+    ids: Ids
+
+
+def open_data(
+    data: DataConfig, prepared: beton.Prepared, kind: str, runtime: Runtime, seed: int, group: int
+) -> tuple[TrainBatches, EvaluationData]:
+    """Batches to train on and images to evaluate on, for this rank.
+
+    Raises:
+        UserError: too few samples for a single step, or for the ranks.
+    """
+    manifest = prepared.manifest
+    train_ids, held_out = split(manifest.train.samples, data.validation)
+    if data.batch_size < runtime.world_size * max(1, group):
+        raise UserError(
+            f"--data.batch_size {data.batch_size}: expected at least {max(1, group)} for each of "
+            f"{runtime.world_size} processes"
+        )
+    order = Order(train_ids, data.batch_size, seed, data.drop_last, max(1, group))
+    if order.steps_per_epoch < 1:
+        raise UserError(
+            f"--data.batch_size {data.batch_size}: there are only {len(train_ids)} training "
+            "images; choose a smaller batch"
+        )
+    own = order.rank_slice(data.batch_size, runtime.rank, runtime.world_size)
+    per_sample = 2 if policy(data).mixes else 1
+    open_file = partial(loader, kind, device=runtime.device, threads=data.threads)
+    train_labels = torch.from_numpy(beton.read_labels(prepared.train)).to(runtime.device)
+    batches = TrainBatches(
+        loader=open_file(prepared.train, batch_size=(own.stop - own.start) * per_sample),
+        labels=train_labels,
+        order=order,
+        policy=policy(data),
+        image_size=manifest.image_shape[:2],
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+    )
+    if data.validation:
+        evaluated, labels, ids = prepared.train, train_labels, held_out
+    else:
+        test_labels = beton.read_labels(prepared.test)
+        evaluated, labels = prepared.test, torch.from_numpy(test_labels).to(runtime.device)
+        ids = np.arange(len(test_labels), dtype=np.int64)
+    return batches, EvaluationData(
+        "validation" if data.validation else "test",
+        open_file(evaluated, batch_size=data.eval_batch_size),
+        labels,
+        ids,
+    )
+
+
+def image_sizes(data: DataConfig, full_size: int, total_steps: int) -> list[int]:
+    """The side in pixels of what the model sees at each step."""
+    ends = [round(share * total_steps) for share in data.resolution_until]
+    sizes: list[int] = []
+    for size, end in zip(data.resolutions, ends, strict=True):
+        sizes += [size] * (end - len(sizes))
+    return sizes + [full_size] * (total_steps - len(sizes))
+
+
+def network(config: Config, prepared: beton.Prepared, augment: Augment) -> nn.Module:
+    """The model with its initial weights, on the CPU."""
+    manifest = prepared.manifest
+    torch.manual_seed(config.seed)
+
+    def sample_images() -> Tensor:
+        images = beton.read_images(prepared.train)[:WHITENING_SAMPLES]
+        return augment(torch.from_numpy(images))  # type: ignore[no-any-return]
+
+    inputs = models.Inputs(
+        num_classes=len(manifest.classes),
+        image_shape=manifest.image_shape,
+        sample_images=sample_images,
+        batch_norm_group=config.model.batch_norm_group,
+    )
+    return models.build(config.model.name, inputs, config.model.widths)
+
+
+def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """The optimizers, with peak learning rates."""
+    bias_learning_rate = settings.bias_learning_rate
+    return optim.build(
+        model,
+        optimizer=settings.optimizer,
+        learning_rate=settings.learning_rate,
+        bias_learning_rate=(
+            settings.learning_rate if bias_learning_rate is None else bias_learning_rate
+        ),
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        muon_learning_rate=settings.muon_learning_rate,
+        muon_momentum=settings.muon_momentum,
+    )
+
+
+def trackers(
+    config: Config, folder: Path, *, first_step: int, total_steps: int
+) -> Trackers:
+    """Everyone who is told about the run."""
+    chosen: list[Tracker] = [
+        JsonLines(folder / "metrics.jsonl", resumed_step=first_step),
+        Console(first_step=first_step, total_steps=total_steps),
+    ]
+    mode = wandb.choose_mode(config.tracking.wandb)
+    if mode != "off":
+        chosen.append(
+            wandb.WandB(
+                folder,
+                name=folder.name,
+                project=config.tracking.project,
+                mode=mode,
+                config=config.as_dict(),
+            )
+        )
+    return Trackers(chosen)

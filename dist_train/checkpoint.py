@@ -1,0 +1,95 @@
+"""What a run needs to go on, written so that a kill at any instant leaves a valid file."""
+
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_train.files import write_atomically
+
+log = logging.getLogger("dist_train")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """A run between two steps. It holds no position in the data: that follows from the step."""
+
+    step: int
+    """Optimizer steps done."""
+    model: dict[str, Any]
+    optimizers: list[dict[str, Any]]
+    scaler: dict[str, Any]
+    buffers: list[dict[str, Any]]
+    """BatchNorm's running statistics of each rank, which differ between evaluations."""
+    best_accuracy: float
+    seconds: dict[str, float]
+    """See metrics.Clock."""
+    resumed_from: list[int]
+    """The steps at which the run was resumed so far."""
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler,
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Loads what must come after DDP: optimizers, scaler and this rank's own buffers.
+
+        On another number of ranks every rank takes the mean of the buffers, as evaluation does.
+        """
+        for optimizer, values in zip(optimizers, self.optimizers, strict=True):
+            optimizer.load_state_dict(values)
+        scaler.load_state_dict(self.scaler)
+        for name, buffer in model.named_buffers():
+            of_ranks = [buffers[name] for buffers in self.buffers]
+            if len(of_ranks) == world_size or not buffer.is_floating_point():
+                buffer.copy_(of_ranks[min(rank, len(of_ranks) - 1)])
+            else:
+                buffer.copy_(torch.stack(of_ranks).mean(0))
+
+
+class Checkpoints:
+    """The newest `keep` states of a run, `step-<n>.pt` each.
+
+    Args:
+        folder: made when the first one is written.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, state: TrainState) -> Path:
+        """Writes to a temporary name, syncs, renames; then removes what is too old."""
+        buffer = io.BytesIO()
+        torch.save(asdict(state), buffer)
+        payload = buffer.getvalue()
+        path = self.folder / f"step-{state.step:09d}.pt"
+        write_atomically(path, hashlib.sha256(payload).digest() + payload)
+        for old in self._paths()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_latest(self) -> TrainState | None:
+        """The newest whole state; damaged files are reported and passed over."""
+        for path in self._paths():
+            content = path.read_bytes()
+            digest, payload = content[:32], content[32:]
+            if hashlib.sha256(payload).digest() == digest:
+                fields = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                return TrainState(**fields)
+            log.warning("%s is damaged: going on from the checkpoint before it", path)
+        return None
+
+    def _paths(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)

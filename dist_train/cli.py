@@ -1,0 +1,96 @@
+"""The `dist-train` command. Nothing heavy is imported before it is needed."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from dist_train import __version__, options
+from dist_train.errors import UserError
+
+USAGE = """usage: dist-train COMMAND ...
+
+commands:
+  train [RECIPE] [--section.field value ...]     train, or go on with a run (accelerate launch
+                                                 dist_train/main.py does the same on many devices)
+  prepare [RECIPE] [--data.field value ...]      get and convert the data set, nothing more
+  eval RUN                                       evaluate a finished run's weights again
+  show [RECIPE] [--section.field value ...]      print the config and where each value came from
+       [--images FILE.png]                       draw a grid of augmented training images
+  bench loader|overhead|scaling [--json]         measure this machine against rivals
+
+COMMAND --help tells more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, or 2 for what the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"
+    )
+    logging.getLogger("dist_train").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise UserError(f"unknown command {command}: {options.nearest(command, list(COMMANDS))}")
+        COMMANDS[command](rest)
+    except UserError as error:
+        if rank:
+            # All ranks meet the same mistake. Rank 0 reports it, and the launcher then ends the
+            # others: one that lives on met one of its own.
+            time.sleep(3)
+        prefix = f"[rank {rank}] " if rank else ""
+        print(f"{prefix}dist-train: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`dist-train train`."""
+    config, _ = options.parse(arguments, "dist-train train")
+    from dist_train.train import train as run
+
+    run(config)
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """`dist-train prepare`."""
+    config, _ = options.parse(arguments, "dist-train prepare")
+    from dist_train.build import prepare_data
+
+    prepared = prepare_data(config.data)
+    manifest = prepared.manifest
+    print(
+        f"{prepared.folder}: {manifest.train.samples} training and {manifest.test.samples} test "
+        f"images of {'x'.join(map(str, manifest.image_shape))}, {len(manifest.classes)} classes"
+    )
+
+
+def show(arguments: Sequence[str]) -> None:
+    """`dist-train show`."""
+    parser = options.Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--images", metavar="FILE.png")
+    own, rest = parser.parse_known_args(arguments)
+    config, sources = options.parse(rest, "dist-train show")
+    if own.images is None:
+        print(options.show(config, sources))
+        return
+    from dist_train.pictures import augmented_samples
+
+    augmented_samples(config, own.images)
+    print(own.images)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "prepare": prepare,
+    "show": show,
+}

@@ -1,0 +1,380 @@
+"""Arrays to FFCV's `.beton` files and a manifest: written once, atomically, under a lock.
+
+The writer is our own because FFCV's forks workers, waits for ever when one of them dies (a full
+disk is enough), and stores images of one channel as nothing FFCV calls an image. The reader is our
+own so that the resident loader needs neither FFCV nor the seconds its import takes.
+
+The format (FFCV 1.0, version 2), little-endian: header; one descriptor a field; one metadata
+record a sample; pages of sample bytes, aligned to the page size, no sample across two pages; the
+allocation table, to the end of the file. Source: ffcv/writer.py, types.py, memory_allocator.py.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from dist_train.errors import UserError
+
+log = logging.getLogger("dist_train")
+
+Storage = Literal["raw", "jpeg"]
+UInt8 = np.ndarray[Any, np.dtype[np.uint8]]
+Int64 = np.ndarray[Any, np.dtype[np.int64]]
+
+_FORMAT = 2  # FFCV's version of the file format
+_SMALLEST_PAGE = 1 << 21
+_HASHED_UP_TO = 4 << 30
+_HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+_FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "u1", (1024,))])
+_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_INT_FIELD, _IMAGE_FIELD, _ARRAY_FIELD = 1, 2, 4  # FFCV's type ids
+_JPEG, _RAW = 0, 1  # FFCV's image modes
+_IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_IMAGE_RECORD = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
+_ARRAY_RECORD = np.dtype([("data_ptr", "<u8"), ("label", "<i8")], align=True)
+
+
+class SplitLike(Protocol):
+    """`images`: uint8 (N, H, W, C), C in {1, 3}; `labels`: int64 (N,)."""
+
+    @property
+    def images(self) -> UInt8: ...
+    @property
+    def labels(self) -> Int64: ...
+
+
+class DatasetLike(Protocol):
+    """A training and a test split, and the names of the classes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def train(self) -> SplitLike: ...
+    @property
+    def test(self) -> SplitLike: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFile:
+    """One `.beton` file: its name in the folder, its images, its length and its checksum."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a prepared folder holds; `mean` and `std` per channel of the training split, in 0..1."""
+
+    dataset: str
+    storage: Storage
+    key: str
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: SplitFile
+    test: SplitFile
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A folder whose files have been verified."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def train(self) -> Path:
+        return self.folder / self.manifest.train.file
+
+    @property
+    def test(self) -> Path:
+        return self.folder / self.manifest.test.file
+
+
+def prepare(
+    load: Callable[[], DatasetLike], folder: Path, *, storage: Storage = "raw", key: str = ""
+) -> Prepared:
+    """Return the data set in `folder`, converting what `load` returns if it is not there yet.
+
+    `key` names the settings that `load` depends on: a folder made with another key or storage is
+    made anew. What is found is verified by size and SHA-256, files above 4 GiB by size and header
+    only. Any number of processes may call this at once: one converts, the others wait for it. A
+    process killed at any point leaves nothing that a later call takes for complete.
+
+    Raises UserError when the folder cannot be written and holds no good conversion.
+    """
+    prepared, _ = _inspect(folder, storage, key)
+    if prepared:
+        return prepared
+    lock = FileLock(folder / ".lock")
+    with _write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        prepared, fault = _inspect(folder, storage, key)
+        if prepared:
+            return prepared
+        if fault:
+            log.warning("%s: %s; preparing it again", folder, fault)
+        dataset = load()
+        with _write_errors(folder):
+            return _convert(dataset, folder, storage, key)
+    finally:
+        lock.release()
+
+
+def read_labels(path: Path) -> Int64:
+    """The labels of a `.beton` file, int64 (N,). Raises UserError when the file is damaged."""
+    return np.ascontiguousarray(_read_records(path)[0]["label"], dtype=np.int64)
+
+
+def read_images(path: Path) -> UInt8:
+    """The images of a raw `.beton` file, uint8 (N, H, W, C), in memory of their own.
+
+    Raises UserError when the file is damaged or holds JPEG.
+    """
+    records, arguments = _read_records(path)
+    if records.dtype == _IMAGE_RECORD:
+        image = records["image"]
+        if np.any(image["mode"] != _RAW):
+            raise UserError(f"{path}: holds JPEG, expected raw pixels; use --data.loader stream")
+        shape = (int(image["height"][0]), int(image["width"][0]), 3)
+    else:
+        image = records
+        height, width, channels = arguments[:24].view("<u8").tolist()
+        shape = (height, width, channels)
+    images = np.empty((len(records), *shape), np.uint8)
+    size = images[0].nbytes
+    # A run of neighbours in the file is read at once: a page, in files of ours.
+    starts = [0, *(np.flatnonzero(np.diff(image["data_ptr"].astype(np.int64)) != size) + 1)]
+    with path.open("rb") as file:
+        for start, end in zip(starts, [*starts[1:], len(records)], strict=True):
+            file.seek(int(image["data_ptr"][start]))
+            if file.readinto(images[start:end]) != (end - start) * size:  # type: ignore[arg-type]
+                raise _damaged(path)
+    return images
+
+
+def _read_records(path: Path) -> tuple[np.ndarray[Any, Any], UInt8]:
+    """A record per sample, and the image field's arguments: an array's shape comes first."""
+    try:
+        size = path.stat().st_size
+        header = np.fromfile(path, _HEADER, 1)[0]
+        fields = np.fromfile(path, _FIELD, 2, offset=_HEADER.itemsize)
+        samples = int(header["num_samples"])
+        expected = int(header["alloc_table_ptr"]) + samples * _ALLOCATION.itemsize
+        if header["version"] != _FORMAT or samples == 0 or size != expected:
+            raise _damaged(path)
+        records = {_IMAGE_FIELD: _IMAGE_RECORD, _ARRAY_FIELD: _ARRAY_RECORD}
+        record = records[int(fields["type_id"][0])]
+        start = _HEADER.itemsize + fields.nbytes
+        return np.fromfile(path, record, samples, offset=start), fields[0]["arguments"]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a prepared .beton file") from error
+    except LookupError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: damaged, expected a whole .beton file; delete it and prepare again")
+
+
+def _inspect(folder: Path, storage: Storage, key: str) -> tuple[Prepared | None, str]:
+    """The good conversion in `folder`, or else what is wrong with it ("": there is none)."""
+    try:
+        values = json.loads((folder / "manifest.json").read_text())
+        for name in ("image_shape", "classes", "mean", "std"):
+            values[name] = tuple(values[name])
+        for name in ("train", "test"):
+            values[name] = SplitFile(**values[name])
+        manifest = Manifest(**values)
+    except OSError:
+        return None, ""
+    except (ValueError, TypeError, KeyError):
+        return None, "manifest.json is damaged"
+    if (manifest.storage, manifest.key) != (storage, key):
+        return None, "made with other settings"
+    for split in (manifest.train, manifest.test):
+        path = folder / split.file
+        try:
+            if path.stat().st_size != split.bytes:
+                return None, f"{split.file} has the wrong size"
+            if split.bytes > _HASHED_UP_TO:
+                _read_records(path)
+            elif _sha256(path) != split.sha256:
+                return None, f"{split.file} fails its checksum"
+        except (OSError, UserError):
+            return None, f"{split.file} is missing or damaged"
+    return Prepared(folder, manifest), ""
+
+
+def _convert(dataset: DatasetLike, folder: Path, storage: Storage, key: str) -> Prepared:
+    """Write both files, then the manifest that makes them count."""
+    # Large files are not hashed later on: no old manifest may vouch for new files.
+    (folder / "manifest.json").unlink(missing_ok=True)
+    _remove_unfinished(folder)
+    images = dataset.train.images
+    log.info("preparing %s (%d images) in %s", dataset.name, len(images), folder)
+    files = {}
+    try:
+        for name, split in (("train", dataset.train), ("test", dataset.test)):
+            path = folder / f"{name}.beton"
+            unfinished = folder / f"{name}.tmp"
+            _write_beton(unfinished, split.images, split.labels, storage)
+            size, digest = unfinished.stat().st_size, _sha256(unfinished)
+            files[name] = SplitFile(path.name, len(split.images), size, digest)
+            unfinished.replace(path)
+        mean, std = _channel_statistics(images)
+        height, width, channels = images.shape[1:]
+        manifest = Manifest(
+            dataset=dataset.name,
+            storage=storage,
+            key=key,
+            image_shape=(height, width, channels),
+            classes=tuple(dataset.classes),
+            mean=mean,
+            std=std,
+            **files,
+        )
+        unfinished = folder / "manifest.tmp"
+        with unfinished.open("w") as file:
+            json.dump(asdict(manifest), file, indent=1)
+            _sync(file)
+        unfinished.replace(folder / "manifest.json")
+    finally:
+        _remove_unfinished(folder)
+    return Prepared(folder, manifest)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.glob("*.tmp"):
+        path.unlink()
+
+
+def _write_beton(path: Path, images: UInt8, labels: Int64, storage: Storage) -> None:
+    """Stream `images` into a file FFCV reads, and force it to the disk."""
+    samples, height, width, channels = images.shape
+    if images.dtype != np.uint8 or channels not in (1, 3) or labels.shape != (samples,):
+        raise ValueError(f"images {images.dtype} {images.shape}, labels {labels.shape}")
+    if storage == "jpeg" and channels != 3:
+        raise UserError("--data.storage jpeg: expected colour images; use --data.storage raw")
+    fields = np.zeros(2, _FIELD)
+    fields["name"] = b"image", b"label"
+    if channels == 3:
+        fields["type_id"] = _IMAGE_FIELD, _INT_FIELD
+        records = np.zeros(samples, _IMAGE_RECORD)
+        records["image"]["mode"] = _RAW if storage == "raw" else _JPEG
+        records["image"]["height"], records["image"]["width"] = height, width
+    else:
+        fields["type_id"] = _ARRAY_FIELD, _INT_FIELD
+        records = np.zeros(samples, _ARRAY_RECORD)
+        dtype = b'[["", "|u1"]]'
+        sides = np.zeros(33, "<u8")
+        sides[:3], sides[32] = images.shape[1:], len(dtype)
+        fields["arguments"][0, : sides.nbytes + len(dtype)] = [*sides.tobytes(), *dtype]
+    records["label"] = labels
+    # JPEG of noise can be larger than its pixels, hence the factor; FFCV wants a power of two.
+    page_size = max(_SMALLEST_PAGE, 1 << (2 * height * width * channels).bit_length())
+    start = _HEADER.itemsize + fields.nbytes + records.nbytes
+    end = -(-start // page_size) * page_size
+    allocations = np.zeros(samples, _ALLOCATION)
+    allocations["sample_id"] = np.arange(samples)
+    written = 0
+    with path.open("wb") as file:
+        for payload, sizes in _pages(images, storage, page_size):
+            file.seek(end)
+            file.write(payload)
+            page = allocations[written : written + len(sizes)]
+            page["size"] = sizes
+            page["ptr"] = end + np.cumsum(sizes) - sizes
+            written += len(sizes)
+            end += page_size
+        file.seek(end)
+        file.write(allocations.tobytes())
+        (records["image"] if channels == 3 else records)["data_ptr"] = allocations["ptr"]
+        header = np.array((_FORMAT, len(fields), page_size, samples, end), _HEADER)
+        file.seek(0)
+        file.write(header.tobytes() + fields.tobytes() + records.tobytes())
+        _sync(file)
+
+
+def _pages(images: UInt8, storage: Storage, page_size: int) -> Iterator[tuple[Any, Int64]]:
+    """What fits into one page after the other: the bytes, and the length of each sample in them."""
+    if storage == "raw":
+        size = images[0].nbytes
+        per_page = page_size // size
+        for start in range(0, len(images), per_page):
+            page = np.ascontiguousarray(images[start : start + per_page])
+            yield page, np.full(len(page), size)
+        return
+    samples: list[bytes] = []
+    total = 0
+    for image in images:
+        encoded = BytesIO()
+        Image.fromarray(image).save(encoded, "JPEG", quality=95, subsampling="4:4:4")
+        if total + encoded.tell() > page_size:
+            yield b"".join(samples), np.array([len(sample) for sample in samples])
+            samples, total = [], 0
+        samples.append(encoded.getvalue())
+        total += encoded.tell()
+    yield b"".join(samples), np.array([len(sample) for sample in samples])
+
+
+def _channel_statistics(images: UInt8) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in 0..1, from exact integer sums."""
+    channels = images.shape[3]
+    total = np.zeros((2, channels), np.int64)
+    for start in range(0, len(images), 4096):
+        rows = images[start : start + 4096].reshape(-1, images[0].size)
+        # Sums of 4096 squares of bytes fit into 32 bits: four times faster than 64.
+        for moment, values in enumerate((rows, np.square(rows, dtype=np.uint16))):
+            total[moment] += values.sum(0, np.uint32).reshape(-1, channels).sum(0, np.int64)
+    first, second = total / (images.size // channels) / [[255], [255**2]]
+    deviation = np.sqrt(np.maximum(second - first**2, 0))
+    return tuple(first.tolist()), tuple(deviation.tolist())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot write the prepared data ({error.strerror or error}); expected a "
+            "writable folder with free space: name one with --data.cache DIR"
+        ) from error

@@ -1,0 +1,63 @@
+"""Batch normalisation whose statistics need not know how many processes there are."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm over consecutive groups of `group` samples; 0: over the whole local batch.
+
+    With groups, and ranks that hold whole groups, a step computes the same numbers on any world
+    size. The running statistics move once a step, towards the mean over the groups, weighted by
+    `rank_share` so that their mean over the ranks is what a single process would have.
+
+    Args:
+        channels: C of the (N, C, H, W) input.
+        group: samples per group.
+        momentum: share of the new statistics in the running ones, as in torch.
+        scale: learn a scale beside the shift.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        group: int = 0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        scale: bool = True,
+    ) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.weight.requires_grad_(scale)
+        self.group = group
+        self.rank_share = 1.0
+        """This rank's samples of the step, relative to an equal share; set by the loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        if not self.training or self.group == 0:
+            return super().forward(x)
+        outputs, means, variances = [], [], []
+        for part in x.split(self.group):
+            output, mean, inverse_std = torch.native_batch_norm(
+                part, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
+            count = part.numel() // part.shape[1]
+            outputs.append(output)
+            means.append(mean)
+            variances.append((inverse_std**-2 - self.eps) * (count / max(count - 1, 1)))
+        with torch.no_grad():
+            self._move(self.running_mean, torch.stack(means).mean(0))
+            self._move(self.running_var, torch.stack(variances).mean(0))
+        return torch.cat(outputs)
+
+    def _move(self, running: Tensor | None, new: Tensor) -> None:
+        assert running is not None and self.momentum is not None
+        running.mul_(1 - self.momentum).add_(new, alpha=self.momentum * self.rank_share)
+
+
+def set_rank_share(model: nn.Module, share: float) -> None:
+    """Tell every `BatchNorm` how large this rank's part of the coming step is (1.0: equal)."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.rank_share = share

@@ -1,0 +1,167 @@
+"""`[RECIPE] [--section.field value ...]` to a Config, and where each value came from.
+
+argparse reads the flags; they are made from the dataclasses in config.py, whose docstrings are the
+help. (Libraries that build a whole parser from dataclasses print their own boxes on an error; here
+an error is one line, and flags that were not given leave no trace, which tells where a value came
+from.)
+"""
+
+import argparse
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from dist_train.config import Config
+from dist_train.errors import UserError
+from dist_train.recipes import RECIPES
+
+WORDS = {"true": True, "on": True, "yes": True, "1": True} | {
+    "false": False, "off": False, "no": False, "0": False,
+}  # fmt: skip
+NOTHING = ("auto", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A field of the config as a flag."""
+
+    path: str
+    """Dotted name, for example train.epochs."""
+    type: Any
+    help: str
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors as exceptions."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError instead of printing the usage and leaving."""
+        raise UserError(message)
+
+
+def parse(arguments: Sequence[str], prog: str) -> tuple[Config, dict[str, str]]:
+    """The config that a command line asks for, and the source of each field that is no default.
+
+    Raises:
+        UserError: an unknown recipe or flag, or a value that does not fit.
+    """
+    parser = Parser(
+        prog=prog,
+        usage="%(prog)s [RECIPE] [--section.field value ...]",
+        description="Recipes: " + " ".join(RECIPES),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE")
+    options = {option.path: option for option in all_options()}
+    for path, option in options.items():
+        parser.add_argument(
+            f"--{path}", metavar="X", nargs="?", const="true", help=option.help.replace("%", "%%")
+        )
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [f"--{path}" for path in options]
+        raise UserError(f"unknown argument {unknown[0]}: {nearest(unknown[0].split('=')[0], known)}")
+    given = vars(namespace)
+    name = given.pop("recipe")
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name}: {nearest(name, list(RECIPES))}")
+    recipe = replace(RECIPES[name](), recipe=name)
+    default = dict(all_values(Config()))
+    sources = {
+        path: f"recipe {name}" for path, value in all_values(recipe) if value != default[path]
+    }
+    values = {path: convert(text, options[path]) for path, text in given.items()}
+    return override(recipe, values), sources | dict.fromkeys(values, "command line")
+
+
+def all_options(section: Any = Config, prefix: str = "") -> Iterator[Option]:
+    """Every field of a config class, sections resolved."""
+    from docstring_parser import parse_from_object
+
+    help_of = {p.arg_name: p.description or "" for p in parse_from_object(section).params}
+    types = get_type_hints(section)
+    for field in fields(section):
+        if is_dataclass(types[field.name]):
+            yield from all_options(types[field.name], f"{prefix}{field.name}.")
+        elif field.name != "recipe":
+            yield Option(prefix + field.name, types[field.name], help_of.get(field.name, ""))
+
+
+def all_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a config, sections resolved."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from all_values(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def override(config: Config, values: dict[str, Any]) -> Config:
+    """The config with some fields, given by dotted names, changed all at once."""
+    changes: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        if section:
+            sections.setdefault(section, {})[name] = value
+        else:
+            changes[name] = value
+    for section, of_section in sections.items():
+        changes[section] = replace(getattr(config, section), **of_section)
+    return replace(config, **changes)
+
+
+def convert(text: str, option: Option) -> Any:
+    """A value as typed in, as the field's type.
+
+    Raises:
+        UserError: naming the flag, the value and what was expected.
+    """
+    type_, optional = option.type, False
+    if isinstance(type_, UnionType):
+        type_ = next(t for t in get_args(type_) if t is not NoneType)
+        if text.lower() in NOTHING:
+            return None
+        optional = True
+    if get_origin(type_) is Literal:
+        choices = [str(choice) for choice in get_args(type_)]
+        if text in choices:
+            return text
+        raise UserError(f"--{option.path} {text}: {nearest(text, choices)}")
+    try:
+        if type_ is bool:
+            return WORDS[text.lower()]
+        if get_origin(type_) is tuple:
+            return tuple(get_args(type_)[0](part) for part in text.split(",") if part)
+        return type_(text)
+    except (ValueError, KeyError) as error:
+        expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            type_, "numbers with commas between"
+        )
+        if optional:
+            expected += " or auto"
+        raise UserError(f"--{option.path} {text}: expected {expected}") from error
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What was probably meant, or everything that could be."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    if len(known) > 20:
+        return "see --help"
+    return f"expected one of {', '.join(known)}"
+
+
+def show(config: Config, sources: dict[str, str]) -> str:
+    """The whole config, a line a field, with the source of each value."""
+    lines = []
+    for path, value in all_values(config):
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = "auto" if value is None else text
+        lines.append(f"{path:<30} {text:<14} {sources.get(path, 'default')}")
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""A run is a directory: what is in it, and who may use it."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from dist_train.config import Config
+from dist_train.errors import UserError
+from dist_train.files import write_atomically
+from dist_train.runtime import Runtime
+
+# Settings that change neither what is computed nor from what: a resumed run may change them.
+FREE_SETTINGS = (
+    "name",
+    "output",
+    "data.root",
+    "data.cache",
+    "data.loader",
+    "data.threads",
+    "data.eval_batch_size",
+    "train.log_every",
+    "runtime.",
+    "checkpoint.",
+    "tracking.",
+)
+
+
+def new_name(recipe: str) -> str:
+    """A name for a run that was given none."""
+    return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
+    """Makes the run's directory with its config.json, or checks that it is this run's.
+
+    Returns:
+        The summary, if the run is finished.
+
+    Raises:
+        UserError: the directory is another run's, or cannot be written.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        if config.checkpoint.resume == "never":
+            raise UserError(f"{folder} exists: choose another --name, or --checkpoint.resume auto")
+        check_same(read_json(path), config, folder)
+        summary = folder / "summary.json"
+        return read_json(summary) if summary.exists() else None
+    write_json(path, config.as_dict())
+    return None
+
+
+def describe(
+    config: Config, folder: Path, runtime: Runtime, loader: str, step: int, total_steps: int
+) -> str:
+    """What is about to happen, in a line or two."""
+    compiled = runtime.compile_backend or "eager"
+    lines = [
+        f"{folder}: {config.recipe} on {config.data.dataset} ({loader} loader), "
+        f"{runtime.world_size} x {runtime.device_name()}, {runtime.precision}, {compiled}, "
+        f"{total_steps} steps of {config.data.batch_size} images"
+    ]
+    if step:
+        lines.append(f"going on after step {step}")
+    return "\n".join(lines)
+
+
+def finish(folder: Path, weights: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
+    """Writes the final weights, then the summary that marks the run as finished."""
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / "model.safetensors", save(contiguous))
+    write_json(folder / "summary.json", summary)
+
+
+def check_same(stored: Mapping[str, Any], config: Config, folder: Path) -> None:
+    """Raises UserError, naming the fields, when a run was made with other settings."""
+    before, now = dict(flatten(stored)), dict(flatten(as_json(config.as_dict())))
+    differing = [
+        f"--{field} {now.get(field)} (was {before.get(field)})"
+        for field in {**before, **now}
+        if before.get(field) != now.get(field) and not field.startswith(FREE_SETTINGS)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} was made with other settings: {', '.join(differing)}; "
+            "choose another --name, or give the same settings to go on"
+        )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of dotted names and plain values of a nested mapping."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def as_json(values: Any) -> Any:
+    """Plain values as they come back from a JSON file: tuples become lists."""
+    return json.loads(json.dumps(values))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): move the run's folder away") from error
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON object to a file, atomically."""
+    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide a run's numbers; null where one is not installed."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("torch", "torchvision", "ffcv", "accelerate", "wandb")
+    return {package: installed(package) for package in packages} | {"python": python_version()}
+
+
+def git_commit() -> str | None:
+    """The commit of the source in use, `+` behind it with uncommitted changes; null outside git."""
+    folder = Path(__file__).parent
+    command = ("git", "-C", os.fspath(folder), "describe", "--always", "--abbrev=40", "--dirty=+")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

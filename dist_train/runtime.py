@@ -1,0 +1,222 @@
+"""Processes, devices, precision, DDP and torch.compile: the only file that knows accelerate."""
+
+import os
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_train.errors import UserError
+
+T = TypeVar("T")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """This process among its peers, and how it computes."""
+
+    device: torch.device
+    rank: int
+    local_rank: int
+    world_size: int
+    precision: str
+    """fp32, bf16 or fp16: autocast's type; weights stay float32."""
+    compile_backend: str | None
+    """torch.compile's backend; None: eager."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks for the run."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision around a forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory format in which convolutions are fastest."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def distribute(self, module: nn.Module) -> nn.Module:
+        """Averages gradients over ranks during backward; weights and buffers become rank 0's."""
+        if self.world_size == 1:
+            return module
+        # Buffers are averaged when they are needed (`average_buffers`), not at each forward.
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def compile(self, module: nn.Module) -> None:
+        """Compiles in place, so that state dicts keep their keys; does nothing when eager."""
+        if self.compile_backend is not None:
+            module.compile(backend=self.compile_backend, dynamic=False)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Gives all ranks the mean of BatchNorm's running statistics."""
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                self.sum(buffer).div_(self.world_size)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """What the function returns on rank 0, on every rank; its UserError, too."""
+        outcome: tuple[T | None, UserError | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (function(), None)
+            except UserError as error:
+                outcome = (None, error)
+        value, error = self.broadcast(outcome)
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    def say(self, line: str) -> None:
+        """Prints on rank 0."""
+        if self.is_main:
+            print(line, flush=True)
+
+    def gather(self, value: Any) -> Sequence[Any]:
+        """The values of all ranks, by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def synchronize(self) -> None:
+        """Waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def device_name(self) -> str:
+        """The GPU's name, or cpu."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return "cpu"
+
+    def peak_memory_bytes(self) -> int:
+        """The most device memory held so far; on CPU, the most resident memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def start(
+    *,
+    device: str,
+    precision: str,
+    compile: bool | None,
+    threads: int | None,
+    deterministic: bool,
+    timeout_seconds: int,
+) -> Runtime:
+    """Joins the process group that accelerate, torchrun or nobody set up; see RuntimeConfig.
+
+    Raises:
+        UserError: the device, the precision or the rendezvous cannot be had.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--runtime.device cuda: torch sees no CUDA device here; "
+            "check nvidia-smi, or use --runtime.device cpu"
+        )
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    precision = resolve_precision(precision, cpu=cpu)
+    backend = resolve_compile(compile, cpu=cpu)
+    try:
+        state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout_seconds))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot meet the other processes at MASTER_ADDR:MASTER_PORT {address}: {reason}; "
+            "choose a free port (accelerate launch --main_process_port, torchrun --master_port)"
+        ) from error
+    set_threads(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high")
+    return Runtime(
+        device=state.device,
+        rank=state.process_index,
+        local_rank=state.local_process_index,
+        world_size=state.num_processes,
+        precision=precision,
+        compile_backend=backend,
+    )
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    PartialState().destroy_process_group()
+
+
+def resolve_precision(precision: str, *, cpu: bool) -> str:
+    """`auto` becomes what accelerate asks for, else the hardware's fastest 16-bit type."""
+    if precision != "auto":
+        return precision
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked in DTYPES:
+        return asked
+    if asked != "no":
+        raise UserError(
+            f"accelerate's --mixed_precision {asked}: expected no, bf16 or fp16; "
+            "or set --runtime.precision"
+        )
+    if cpu:
+        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def resolve_compile(compile: bool | None, *, cpu: bool) -> str | None:
+    """The backend to compile with; unset: what accelerate asks for, else inductor on CUDA.
+
+    On CPU, compiling takes longer than it saves in a run of minutes (docs/log.md).
+    """
+    asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if compile is None and asked == "no":
+        compile = not cpu
+    elif compile is None:
+        compile = True
+    return (asked if asked != "no" else "inductor") if compile else None
+
+
+def set_threads(threads: int | None, *, processes: int) -> None:
+    """Shares the cores out among a node's processes, unless told otherwise."""
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    if threads is not None:
+        torch.set_num_threads(threads)

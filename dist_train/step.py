@@ -1,0 +1,56 @@
+"""The part of a training step that is compiled: augment, model under autocast, loss."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dist_train.data.augment import Augment, resize
+from dist_train.data.batches import Batch
+from dist_train.runtime import Runtime
+
+
+class Step(nn.Module):
+    """Bytes in, loss out. DDP wraps it, so that all of it is one graph.
+
+    Args:
+        label_smoothing: mass spread evenly over the classes (Szegedy et al., 2016).
+    """
+
+    def __init__(
+        self, model: nn.Module, augment: Augment, runtime: Runtime, label_smoothing: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.augment = augment
+        self.runtime = runtime
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, images: Tensor, labels: Tensor, draws: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss, float32 (), and the number of right answers, int64 ().
+
+        Args:
+            images: uint8 (n, H, W, C); 2n when the policy mixes.
+            labels: int64 (n,), or 2n.
+            draws: float32 (n, NUM_DRAWS), or 2n.
+            size: side in pixels of what the model sees.
+        """
+        x = resize(self.augment(images, draws), size)
+        with self.runtime.autocast():
+            logits = self.model(x)
+        logits = logits.float()
+        own = labels[: len(logits)]
+        loss = F.cross_entropy(
+            logits, own, reduction="none", label_smoothing=self.label_smoothing
+        )
+        if self.augment.policy.mixes:
+            partner = F.cross_entropy(
+                logits,
+                labels[len(logits) :],
+                reduction="none",
+                label_smoothing=self.label_smoothing,
+            )
+            share = self.augment.own_share(draws)
+            loss = share * loss + (1 - share) * partner
+        return loss.mean(), (logits.argmax(1) == own).sum()
