@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def prepare_data(data: DataConfig) -> beton.Prepared:
         image_size=data.image_size,
         train_samples=data.train_samples,
     )
-    made_from = {"image_size": data.image_size}
+    made_from: dict[str, Any] = {"image_size": data.image_size}
     if data.dataset == "shapes":
         made_from["train_samples"] = data.train_samples
     if data.dataset == "folder":
@@ -96,9 +96,7 @@ def choose_loader(data: DataConfig, manifest: beton.Manifest, runtime: Runtime) 
     return "resident" if set_bytes < free_bytes / 4 else "stream"
 
 
-def loader(
-    kind: str, path: Path, *, batch_size: int, device: torch.device, threads: int
-) -> Loader:
+def loader(kind: str, path: Path, *, batch_size: int, device: torch.device, threads: int) -> Loader:
     """A `stream` or `resident` loader of a prepared file."""
     if kind == "stream":
         return StreamLoader(path, batch_size=batch_size, device=device, threads=threads)
@@ -208,9 +206,7 @@ def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Opti
     )
 
 
-def trackers(
-    config: Config, folder: Path, *, first_step: int, total_steps: int
-) -> Trackers:
+def trackers(config: Config, folder: Path, *, first_step: int, total_steps: int) -> Trackers:
     """Everyone who is told about the run."""
     chosen: list[Tracker] = [
         JsonLines(folder / "metrics.jsonl", resumed_step=first_step),

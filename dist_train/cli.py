@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            raise UserError(f"unknown command {command}: {options.nearest(command, list(COMMANDS))}")
+            raise UserError(
+                f"unknown command {command}: {options.nearest(command, list(COMMANDS))}"
+            )
         COMMANDS[command](rest)
     except UserError as error:
         if rank:

@@ -226,9 +226,7 @@ class Config:
         for name in ("warmup", "final_fraction", "momentum"):
             within(f"--optim.{name}", getattr(optim, name), 0, 1)
         within("--train.label_smoothing", train.label_smoothing, 0, 1)
-        require(
-            train.epochs > 0, f"--train.epochs {train.epochs}: expected more than 0"
-        )
+        require(train.epochs > 0, f"--train.epochs {train.epochs}: expected more than 0")
         if train.max_steps is not None:
             at_least("--train.max_steps", train.max_steps, 1)
         at_least("--train.log_every", train.log_every, 1)

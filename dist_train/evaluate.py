@@ -54,7 +54,7 @@ def evaluate(
     total = runtime.world_size * share + rest
 
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-    targets = labels[torch.from_numpy(ids).to(labels.device)].split(batch_size)
+    targets = torch.split(labels[torch.from_numpy(ids).to(labels.device)], batch_size)
     was_training = model.training
     model.eval()
     for images, target in zip(loader.epoch(ids), targets, strict=bool(len(ids))):

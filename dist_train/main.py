@@ -1,4 +1,4 @@
-"""`accelerate launch dist_train/main.py [RECIPE] [--section.field value ...]`; also torchrun, python."""
+"""`accelerate launch dist_train/main.py [RECIPE] [--section.field value ...]`, or torchrun."""
 
 import sys
 from pathlib import Path

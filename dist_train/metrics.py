@@ -99,13 +99,12 @@ class Progress:
         loss, correct = self._runtime.sum(self._sums).tolist()
         now, before = self._clock.read(), self._before
         seconds = now["train"] - before["train"]
-        metrics = {
+        return {
             "train/loss": loss / self._samples,
             "train/accuracy": correct / self._samples,
             "perf/images_per_second": self._samples / seconds,
             "perf/data_wait": (now["data_wait"] - before["data_wait"]) / seconds,
         }
-        return metrics
 
 
 def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -116,4 +115,4 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, channels, height, width, device=device))
     model.train(was_training)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

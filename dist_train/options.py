@@ -63,7 +63,9 @@ def parse(arguments: Sequence[str], prog: str) -> tuple[Config, dict[str, str]]:
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = [f"--{path}" for path in options]
-        raise UserError(f"unknown argument {unknown[0]}: {nearest(unknown[0].split('=')[0], known)}")
+        raise UserError(
+            f"unknown argument {unknown[0]}: {nearest(unknown[0].split('=')[0], known)}"
+        )
     given = vars(namespace)
     name = given.pop("recipe")
     if name not in RECIPES:

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors.torch import save
 from torch import Tensor
@@ -94,6 +95,33 @@ def check_same(stored: Mapping[str, Any], config: Config, folder: Path) -> None:
             f"{folder} was made with other settings: {', '.join(differing)}; "
             "choose another --name, or give the same settings to go on"
         )
+
+
+def read_config(folder: Path) -> Config:
+    """The config a run was made with.
+
+    Raises:
+        UserError: there is no such run, or its config is of another version.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} is no run: expected {path}; see the folders in runs/")
+    try:
+        config: Config = from_values(Config, read_json(path))
+    except TypeError as error:
+        raise UserError(f"{path} is of another version of dist_train: {error}") from error
+    return config
+
+
+def from_values(section: Any, values: Mapping[str, Any]) -> Any:
+    """A config class from plain values; lists become tuples."""
+    types = get_type_hints(section)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if is_dataclass(types.get(name)):
+            value = from_values(types[name], value)
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return section(**arguments)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

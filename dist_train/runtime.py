@@ -93,9 +93,9 @@ class Runtime:
                 outcome = (function(), None)
             except UserError as error:
                 outcome = (None, error)
-        value, error = self.broadcast(outcome)
-        if error is not None:
-            raise error
+        value, failure = self.broadcast(outcome)
+        if failure is not None:
+            raise failure
         return value  # type: ignore[no-any-return]
 
     def say(self, line: str) -> None:

@@ -1,11 +1,9 @@
 """The part of a training step that is compiled: augment, model under autocast, loss."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_train.data.augment import Augment, resize
-from dist_train.data.batches import Batch
 from dist_train.runtime import Runtime
 
 
@@ -41,9 +39,7 @@ class Step(nn.Module):
             logits = self.model(x)
         logits = logits.float()
         own = labels[: len(logits)]
-        loss = F.cross_entropy(
-            logits, own, reduction="none", label_smoothing=self.label_smoothing
-        )
+        loss = F.cross_entropy(logits, own, reduction="none", label_smoothing=self.label_smoothing)
         if self.augment.policy.mixes:
             partner = F.cross_entropy(
                 logits,

@@ -107,26 +107,32 @@ else
 fi
 
 # --- Packages.
-install() { # the last argument is what to install
+install() {
     "$uv" pip install --python .venv/bin/python --constraints launch/constraints.txt \
         --build-constraints launch/constraints.txt "$@"
 }
-try_ffcv() { run install "$@" -r pyproject.toml --extra ffcv && run .venv/bin/python -c 'import ffcv'; }
+packages() { # from uv's cache alone where that suffices: a second clone asks the network for nothing
+    run install --offline -e ".[$1]" || run install -e ".[$1]"
+}
+imports() { run .venv/bin/python -c "import $1"; }
 
 say "installing packages into .venv with Python $version (5 GB, log in $log)"
-run_or_die install -e '.[dev,tensorboard]'
-run_or_die .venv/bin/python -c 'import torch, torchvision'
-
 without_ffcv=
 if ((${#missing[@]})); then
     without_ffcv="it needs ${missing[*]} (apt-get install ${missing[*]}, or: conda install -c \
 conda-forge compilers pkg-config opencv libjpeg-turbo)"
-# A wheel that uv built against an older OpenCV no longer loads: then build it anew.
-elif ! try_ffcv && ! try_ffcv --no-cache --reinstall-package ffcv; then
+elif ! { packages dev,tensorboard,ffcv && imports 'torch, torchvision, ffcv'; } &&
+    # A wheel in uv's cache that was built against an older OpenCV no longer loads: build it anew.
+    ! { run install --reinstall-package ffcv -e '.[ffcv]' && imports ffcv; }; then
     tail -n 20 "$log" >&2
-    without_ffcv="its build failed as shown above and in $log"
+    without_ffcv="it could not be installed, see above and $log"
 fi
-[[ ! $without_ffcv ]] || say "going on without FFCV: $without_ffcv" >&2
+if [[ $without_ffcv ]]; then
+    say "going on without FFCV: $without_ffcv" >&2
+    run "$uv" pip uninstall --python .venv/bin/python ffcv || true
+    run_or_die packages dev,tensorboard
+    run_or_die imports 'torch, torchvision'
+fi
 
 # --- Done.
 ready="ready: $(.venv/bin/python - "${without_ffcv:+without}" <<'PYTHON'

@@ -54,7 +54,7 @@ def draw(
 
     def uniform(column: int, epoch: int = epoch) -> NDArray[np.float64]:
         bits = random_bits(seed, epoch, ids, AUGMENT + column)
-        return (bits >> np.uint64(11)) * 2.0**-53
+        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def whole(column: int, choices: int) -> NDArray[np.float64]:
         return np.floor(uniform(column) * choices)
@@ -97,7 +97,9 @@ def beta_quantile(alpha: float) -> Callable[[NDArray[np.float64]], NDArray[np.fl
 
 
 class Augment(nn.Module):
-    """uint8 (n, H, W, C) and draws (n, NUM_DRAWS) to normalised float32 (n, C, H, W), channels last.
+    """uint8 (n, H, W, C) and draws (n, NUM_DRAWS) to normalised float32 (n, C, H, W).
+
+    The result is channels last in memory.
 
     When the policy mixes, 2n images and draws go in, samples first and their partners behind, and
     n come out. Without draws (evaluation) images are only normalised.

@@ -67,8 +67,10 @@ class TrainBatches:
     def samples(self, steps: int) -> int:
         """Images seen by all ranks in the first steps of a run."""
         epochs, rest = divmod(steps, self.order.steps_per_epoch)
-        whole = len(self.order.ids) if not self.order.drop_last else (
-            self.order.steps_per_epoch * self.order.batch_size
+        whole = (
+            len(self.order.ids)
+            if not self.order.drop_last
+            else (self.order.steps_per_epoch * self.order.batch_size)
         )
         return epochs * whole + rest * self.order.batch_size
 

@@ -6,6 +6,7 @@ gets the same answer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,14 @@ def random_bits(
     Args:
         ids: any shape; the result has the same.
     """
-    key = np.uint64(0)
+    key = np.zeros((), np.uint64)
     for part in (seed, epoch, purpose):
-        key = _mix(np.asarray(key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF)))
-    return _mix(_mix(ids.astype(np.uint64) ^ key))
+        key = _mix(key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    bits: NDArray[np.uint64] = _mix(_mix(ids.astype(np.uint64) ^ key))
+    return bits
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(x: Any) -> Any:
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Networks by name. Adding one: a function in a file here, a line in MODELS, a name in config.py."""
+"""Networks by name. To add one: a function in a file here, a line in MODELS, a name in config."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

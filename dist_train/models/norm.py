@@ -38,7 +38,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or self.group == 0:
             return super().forward(x)
         outputs, means, variances = [], [], []
-        for part in x.split(self.group):
+        for part in torch.split(x, self.group):
             output, mean, inverse_std = torch.native_batch_norm(
                 part, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
@@ -52,7 +52,8 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.cat(outputs)
 
     def _move(self, running: Tensor | None, new: Tensor) -> None:
-        assert running is not None and self.momentum is not None
+        assert running is not None
+        assert self.momentum is not None
         running.mul_(1 - self.momentum).add_(new, alpha=self.momentum * self.rank_share)
 
 

@@ -20,7 +20,10 @@ def build(
     muon_learning_rate: float,
     muon_momentum: float,
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model; each group's `peak_lr` is what schedules scale. See config.OptimConfig."""
+    """The optimizers of a model; each group's `peak_lr` is what schedules scale.
+
+    The arguments are explained in config.OptimConfig.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     filters = [p for p in trained if optimizer == "muon" and p.ndim == 4]
     weights = [p for p in trained if p.ndim >= 2 and not (optimizer == "muon" and p.ndim == 4)]

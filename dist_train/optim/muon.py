@@ -66,4 +66,5 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    factor: Tensor = x.mT if tall else x
+    return factor.to(matrices.dtype)

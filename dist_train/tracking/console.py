@@ -46,7 +46,9 @@ class Console:
         if self._progress is None:
             print(line, flush=True)
             return
-        self._progress.update(self._task, completed=metrics["step"], description="  ".join(parts[2:5]))
+        self._progress.update(
+            self._task, completed=metrics["step"], description="  ".join(parts[2:5])
+        )
         if "test/accuracy" in metrics:
             self._console.print(line)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,7 @@ class WandB:
         import wandb  # seconds; not paid by runs without it
 
         id_file = folder / "wandb-id"
-        run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
         id_file.write_text(run_id)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", project),
