@@ -21,10 +21,13 @@ setup: ## make .venv with everything in it (once: a minute; then: at once)
 
 train: setup ## train RECIPE (quickstart) on this machine; without data, on the built-in shapes
 	@$(BIN)/dist-train show $(RECIPE) $(ARGS) > /dev/null
-	@if $(BIN)/dist-train prepare $(RECIPE) $(ARGS); then dataset=; else \
-		echo "make: no data for $(RECIPE), so this trains on the built-in shapes instead"; \
-		dataset="--data.dataset shapes"; \
-	fi; \
+	@status=0; $(BIN)/dist-train prepare $(RECIPE) $(ARGS) || status=$$?; \
+	case $$status in \
+	0) dataset= ;; \
+	2) echo "make: no data for $(RECIPE), so this trains on the built-in shapes instead"; \
+		dataset="--data.dataset shapes" ;; \
+	*) exit $$status ;; \
+	esac; \
 	set -x; exec $(BIN)/accelerate launch --config_file launch/one_process.yaml \
 		dist_train/main.py $(RECIPE) $(ARGS) $$dataset
 

@@ -147,17 +147,28 @@ def open_data(
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
-    if data.validation:
-        evaluated, labels, ids = prepared.train, train_labels, held_out
-    else:
-        test_labels = beton.read_labels(prepared.test)
-        evaluated, labels = prepared.test, torch.from_numpy(test_labels).to(runtime.device)
-        ids = np.arange(len(test_labels), dtype=np.int64)
-    return batches, EvaluationData(
-        "validation" if data.validation else "test",
-        open_file(evaluated, batch_size=data.eval_batch_size),
-        labels,
-        ids,
+    if not data.validation:
+        return batches, open_test_set(data, prepared, kind, runtime)
+    held_out_loader = open_file(prepared.train, batch_size=data.eval_batch_size)
+    return batches, EvaluationData("validation", held_out_loader, train_labels, held_out)
+
+
+def open_test_set(
+    data: DataConfig, prepared: beton.Prepared, kind: str, runtime: Runtime
+) -> EvaluationData:
+    """All test images."""
+    labels = beton.read_labels(prepared.test)
+    return EvaluationData(
+        "test",
+        loader(
+            kind,
+            prepared.test,
+            batch_size=data.eval_batch_size,
+            device=runtime.device,
+            threads=data.threads,
+        ),
+        torch.from_numpy(labels).to(runtime.device),
+        np.arange(len(labels), dtype=np.int64),
     )
 
 

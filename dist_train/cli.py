@@ -1,12 +1,15 @@
 """The `dist-train` command. Nothing heavy is imported before it is needed."""
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dist_train import __version__, options
+from dist_train.config import RuntimeConfig
 from dist_train.errors import UserError
 
 USAGE = """usage: dist-train COMMAND ...
@@ -44,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"unknown command {command}: {options.nearest(command, list(COMMANDS))}"
             )
         COMMANDS[command](rest)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         if rank:
             # All ranks meet the same mistake. Rank 0 reports it, and the launcher then ends the
@@ -91,8 +97,40 @@ def show(arguments: Sequence[str]) -> None:
     print(own.images)
 
 
+def evaluate(arguments: Sequence[str]) -> None:
+    """`dist-train eval`."""
+    parser = options.Parser(
+        prog="dist-train eval", description="Evaluate a finished run on the test set."
+    )
+    parser.add_argument("run", help="the run's directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(arguments)
+    from dist_train.evaluate import evaluate_run
+
+    result = evaluate_run(Path(given.run), RuntimeConfig())
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if given.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{given.run}: {result['samples']} test images, accuracy "
+            f"{result['test_accuracy']:.2%} ({result['test_accuracy_tta']:.2%} with test-time "
+            f"augmentation), loss {result['test_loss']:.4f}"
+        )
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """`dist-train bench`."""
+    from dist_train.bench import main
+
+    main(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "prepare": prepare,
+    "eval": evaluate,
     "show": show,
+    "bench": bench,
 }

@@ -1,14 +1,20 @@
 """Exact distributed evaluation: every image is counted once, on any world size."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dist_train import build, runs, runtime
+from dist_train.config import RuntimeConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batches import Loader
 from dist_train.data.order import Ids
+from dist_train.errors import UserError
 from dist_train.runtime import Runtime
 
 
@@ -68,6 +74,51 @@ def evaluate(
     if counted != total:
         raise RuntimeError(f"evaluated {counted:.0f} samples instead of {total}")
     return Evaluation(accuracy=right / total, loss=loss_sum / total, samples=total)
+
+
+def evaluate_run(folder: Path, settings: RuntimeConfig) -> dict[str, Any]:
+    """Evaluates a finished run's weights on the test set, on any number of ranks.
+
+    Returns:
+        run, samples, test_accuracy, test_accuracy_tta, test_loss and world_size.
+
+    Raises:
+        UserError: there is no such run, or it has no final weights yet.
+    """
+    config = runs.read_config(folder)
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise UserError(f"{folder} is not finished: expected {weights}; run the same command again")
+    with runtime.start(settings) as here:
+        prepared = build.prepare_data(config.data)
+        loader = build.choose_loader(config.data, prepared.manifest, here)
+        test = build.open_test_set(config.data, prepared, loader, here)
+        augment = build.augmentation(config.data, prepared.manifest).to(here.device)
+        model = build.network(config, prepared, augment)
+        model.load_state_dict(load_file(weights))
+        model = here.place(model)
+        plain, with_tta = (
+            evaluate(
+                model,
+                augment,
+                test.loader,
+                test.labels,
+                test.ids,
+                here,
+                config.data.eval_batch_size,
+                tta=tta,
+            )
+            for tta in (False, True)
+        )
+        test.loader.close()
+        return {
+            "run": str(folder),
+            "samples": plain.samples,
+            "test_accuracy": plain.accuracy,
+            "test_accuracy_tta": with_tta.accuracy,
+            "test_loss": plain.loss,
+            "world_size": here.world_size,
+        }
 
 
 def predict(model: nn.Module, x: Tensor, *, tta: bool) -> Tensor:

@@ -2,10 +2,11 @@
 
 import os
 import resource
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dist_train.config import RuntimeConfig
 from dist_train.errors import UserError
 
 T = TypeVar("T")
@@ -53,12 +55,15 @@ class Runtime:
         """Averages gradients over ranks during backward; weights and buffers become rank 0's."""
         if self.world_size == 1:
             return module
-        # Buffers are averaged when they are needed (`average_buffers`), not at each forward.
+        # Buffers are averaged when they are needed (`average_buffers`), not sent at each forward.
+        # torch 2.15 renamed the argument.
+        renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        no_sync = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **no_sync,
         )
 
     def compile(self, module: nn.Module) -> None:
@@ -134,30 +139,24 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def start(
-    *,
-    device: str,
-    precision: str,
-    compile: bool | None,
-    threads: int | None,
-    deterministic: bool,
-    timeout_seconds: int,
-) -> Runtime:
-    """Joins the process group that accelerate, torchrun or nobody set up; see RuntimeConfig.
+@contextmanager
+def start(settings: RuntimeConfig) -> Iterator[Runtime]:
+    """Joins the process group that accelerate, torchrun or nobody set up, and leaves it again.
 
     Raises:
         UserError: the device, the precision or the rendezvous cannot be had.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--runtime.device cuda: torch sees no CUDA device here; "
             "check nvidia-smi, or use --runtime.device cpu"
         )
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    precision = resolve_precision(precision, cpu=cpu)
-    backend = resolve_compile(compile, cpu=cpu)
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    precision = resolve_precision(settings.precision, cpu=cpu)
+    backend = resolve_compile(settings.compile, cpu=cpu)
+    timeout = timedelta(seconds=settings.timeout_seconds)
     try:
-        state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout_seconds))
+        state = PartialState(cpu=cpu, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0]
@@ -165,23 +164,22 @@ def start(
             f"cannot meet the other processes at MASTER_ADDR:MASTER_PORT {address}: {reason}; "
             "choose a free port (accelerate launch --main_process_port, torchrun --master_port)"
         ) from error
-    set_threads(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
+    set_threads(settings.threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
     torch.set_float32_matmul_precision("high")
-    return Runtime(
-        device=state.device,
-        rank=state.process_index,
-        local_rank=state.local_process_index,
-        world_size=state.num_processes,
-        precision=precision,
-        compile_backend=backend,
-    )
-
-
-def stop() -> None:
-    """Leaves the process group."""
-    PartialState().destroy_process_group()
+    try:
+        yield Runtime(
+            device=state.device,
+            rank=state.process_index,
+            local_rank=state.local_process_index,
+            world_size=state.num_processes,
+            precision=precision,
+            compile_backend=backend,
+        )
+    finally:
+        state.destroy_process_group()
+        PartialState._reset_state()  # or a second run in this process would find it destroyed
 
 
 def resolve_precision(precision: str, *, cpu: bool) -> str:

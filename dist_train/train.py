@@ -32,22 +32,15 @@ def train(config: Config) -> dict[str, Any]:
         UserError: the settings cannot be carried out here.
     """
     clock = Clock()
-    here = runtime.start(
-        device=config.runtime.device,
-        precision=config.runtime.precision,
-        compile=config.runtime.compile,
-        threads=config.runtime.threads,
-        deterministic=config.runtime.deterministic,
-        timeout_seconds=config.runtime.timeout_seconds,
-    )
-    try:
+    with runtime.start(config.runtime) as here:
         name = here.broadcast(config.name or runs.new_name(config.recipe))
         config = replace(config, name=name)
         folder = Path(config.output) / name
         finished = here.on_main(lambda: runs.open_folder(folder, config))
-        return finished or run(config, folder, here, clock)
-    finally:
-        runtime.stop()
+        if finished:
+            here.say(f"{folder} is finished: see summary.json there, or choose another --name")
+            return finished
+        return run(config, folder, here, clock)
 
 
 def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, Any]:

@@ -112,25 +112,27 @@ install() {
         --build-constraints launch/constraints.txt "$@"
 }
 packages() { # from uv's cache alone where that suffices: a second clone asks the network for nothing
-    run install --offline -e ".[$1]" || run install -e ".[$1]"
+    run install --offline "$@" || run install "$@"
 }
 imports() { run .venv/bin/python -c "import $1"; }
 
 say "installing packages into .venv with Python $version (5 GB, log in $log)"
+run_or_die packages -e '.[dev,tensorboard]'
+
+ffcv=(-r pyproject.toml --extra ffcv)
 without_ffcv=
 if ((${#missing[@]})); then
     without_ffcv="it needs ${missing[*]} (apt-get install ${missing[*]}, or: conda install -c \
 conda-forge compilers pkg-config opencv libjpeg-turbo)"
-elif ! { packages dev,tensorboard,ffcv && imports 'torch, torchvision, ffcv'; } &&
+elif ! { packages "${ffcv[@]}" && imports 'torch, torchvision, ffcv'; } &&
     # A wheel in uv's cache that was built against an older OpenCV no longer loads: build it anew.
-    ! { run install --reinstall-package ffcv -e '.[ffcv]' && imports ffcv; }; then
+    ! { run install --reinstall-package ffcv "${ffcv[@]}" && imports 'torch, torchvision, ffcv'; }; then
     tail -n 20 "$log" >&2
     without_ffcv="it could not be installed, see above and $log"
 fi
 if [[ $without_ffcv ]]; then
     say "going on without FFCV: $without_ffcv" >&2
     run "$uv" pip uninstall --python .venv/bin/python ffcv || true
-    run_or_die packages dev,tensorboard
     run_or_die imports 'torch, torchvision'
 fi
 

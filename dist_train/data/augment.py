@@ -151,7 +151,7 @@ class Augment(nn.Module):
         top_left = draws[:, [CROP_Y, CROP_X]].int() - padding
         y = torch.arange(height, device=device, dtype=torch.int32) + top_left[:, :1]
         x = torch.arange(width, device=device, dtype=torch.int32).expand(len(images), width)
-        # A crop of the mirrored image.
+        # The mirror image of the crop.
         x = torch.where(draws[:, FLIP, None] > 0, width - 1 - x, x) + top_left[:, 1:]
         first = torch.arange(len(images), device=device, dtype=torch.int32) * (height * width)
         rows = first[:, None] + reflect(y, height) * width

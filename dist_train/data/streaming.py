@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dist_train.errors import UserError
 Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 Decode = Callable[[Ids, int], torch.Tensor]
 
+_decoding = Lock()  # numba's fallback for threads, `workqueue`, ends the process if entered twice
 _SLOTS = 5  # batches in the ring: one with the consumer, four decoded ahead
 
 
@@ -113,7 +115,8 @@ class StreamLoader:
         used = self._used[slot]
         if used is not None:
             used.synchronize()
-        return self._decode(ids, slot)
+        with _decoding:
+            return self._decode(ids, slot)
 
     def _to_device(self, images: torch.Tensor) -> torch.Tensor:
         if self._copy_stream is None:

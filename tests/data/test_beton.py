@@ -71,6 +71,10 @@ def test_what_is_written_is_read_back(tmp_path: Path, channels: int) -> None:
     assert beton.prepare(never, tmp_path / "a" / "b") == prepared
 
 
+KEPT: list[Any] = []
+"""FFCV's loaders: numba may raise in a finalizer when one with a process cache is collected."""
+
+
 @pytest.mark.parametrize("os_cache", [True, False], ids=["os_cache", "process_cache"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ffcv_reads_our_file(tmp_path: Path, ffcv: Any, channels: int, os_cache: bool) -> None:
@@ -79,6 +83,7 @@ def test_ffcv_reads_our_file(tmp_path: Path, ffcv: Any, channels: int, os_cache:
     dataset = make_dataset(channels, samples=1000, side=40)
     path = beton.prepare(lambda: dataset, tmp_path).train
     loader = Loader(str(path), 96, num_workers=1, os_cache=os_cache, drop_last=False, seed=0)
+    KEPT.append(loader)
     table, page_size = loader.reader.alloc_table, loader.reader.page_size
     assert np.array_equal(
         table["ptr"] // page_size, (table["ptr"] + table["size"] - 1) // page_size

@@ -1,0 +1,140 @@
+"""`dist-train bench`: this machine's figures against rivals timed in the same sitting."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from dist_train.bench.timing import Measurements, Settings
+from dist_train.config import DataConfig, at_least, require
+from dist_train.options import Parser
+
+# What the project promises itself; reported, never asserted.
+TARGETS = {
+    "stream_vs_ffcv_raw": ">= 0.80",
+    "stream_vs_torchvision": ">= 50",
+    "augmented_vs_ffcv_augmented": ">= 4",
+    "first_batch_seconds": "",
+    "loop_vs_bare_resnet9": "<= 1.03",
+    "loop_vs_bare_lenet": "<= 1.10",
+    "two_ranks_vs_one_resnet9": ">= 0.95",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures one subject or all, and prints a table or one JSON object.
+
+    Raises:
+        UserError: wrong arguments, no data, or no FFCV to compare with.
+    """
+    parser = Parser(
+        prog="dist-train bench",
+        description="loader: against FFCV and torchvision. overhead: the training loop against a "
+        "bare one. scaling: two processes against one (with several GPUs: all against one).",
+        allow_abbrev=False,
+    )
+    defaults = DataConfig()
+    parser.add_argument("subject", nargs="?", choices=list(SUBJECTS), help="unset: all three")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--seconds", type=float, help="length of each timing")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; 3 if unset")
+    parser.add_argument("--data.root", dest="root", help="folder that holds CIFAR-10")
+    parser.add_argument(
+        "--data.cache", dest="cache", default=defaults.cache, help="folder of prepared files"
+    )
+    given = parser.parse_args(arguments)
+    at_least("--repeats", given.repeats, 1)
+    if given.seconds is not None:
+        require(
+            0 < given.seconds < float("inf"), f"--seconds {given.seconds}: expected more than 0"
+        )
+    settings = Settings(
+        seconds=given.seconds,
+        repeats=given.repeats,
+        data=DataConfig(dataset="cifar10", root=given.root, cache=given.cache),
+    )
+    with redirect_stdout(sys.stderr):  # what runs and libraries print is progress here
+        report = collect([given.subject] if given.subject else list(SUBJECTS), settings)
+    print(json.dumps(report) if given.json else table(report))
+
+
+def collect(subjects: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """The figures, and what they were measured on."""
+    from dist_train import runs
+
+    ratios: dict[str, float] = {}
+    measured: dict[str, Any] = {}
+    for subject in subjects:
+        found = SUBJECTS[subject](settings)
+        ratios |= found.ratios
+        measured |= found.measured
+    return {
+        "ratios": ratios,
+        "measured": measured,
+        "hardware": hardware(),
+        "versions": runs.versions(),
+        "git_commit": runs.git_commit(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, as far as it matters to a throughput."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), None)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpus or None,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"{'':<50}{'figure':>13}  target"]
+    for name, value in report["ratios"].items():
+        lines.append(f"{name:<50}{value:>13.3f}  {TARGETS[name]}".rstrip())
+    lines.append(f"\n{'':<50}{'median':>13}{'min':>13}{'max':>13}")
+    for name, figure in report["measured"].items():
+        numbers = (figure["median"], figure["min"], figure["max"])
+        lines.append(f"{name:<50}" + "".join(f"{number:>13,.6g}" for number in numbers))
+    machine = report["hardware"]
+    lines.append(
+        f"\n{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads, "
+        f"GPU: {', '.join(machine['gpu'] or ['none'])}"
+    )
+    return "\n".join(lines)
+
+
+def loader(settings: Settings) -> Measurements:
+    """See bench.loader."""
+    from dist_train.bench.loader import measure
+
+    return measure(settings)
+
+
+def overhead(settings: Settings) -> Measurements:
+    """See bench.overhead."""
+    from dist_train.bench.overhead import measure
+
+    return measure(settings)
+
+
+def scaling(settings: Settings) -> Measurements:
+    """See bench.scaling."""
+    from dist_train.bench.scaling import measure
+
+    return measure(settings)
+
+
+SUBJECTS: dict[str, Callable[[Settings], Measurements]] = {
+    "loader": loader,
+    "overhead": overhead,
+    "scaling": scaling,
+}

@@ -1,0 +1,214 @@
+"""Our data path against FFCV's and torchvision's, on one data set, in one process, in turn."""
+
+import multiprocessing
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_train import build, runtime
+from dist_train.bench.rivals import (
+    BATCH_SIZE,
+    CUTOUT,
+    PADDING,
+    Rate,
+    augmented_pipeline,
+    cores,
+    ffcv_loader,
+    ffcv_rate,
+    import_ffcv,
+    raw_pipeline,
+    torchvision_loaders,
+)
+from dist_train.bench.timing import Measurements, Settings, alternate, note
+from dist_train.config import DataConfig, RuntimeConfig
+from dist_train.data.beton import Prepared
+from dist_train.data.streaming import StreamLoader, is_available
+from dist_train.errors import UserError
+from dist_train.runtime import Runtime
+
+SECONDS = 0.5
+
+
+def measure(settings: Settings) -> Measurements:
+    """stream_vs_ffcv_raw, stream_vs_torchvision, augmented_vs_ffcv_augmented, first_batch_seconds.
+
+    Raises:
+        UserError: FFCV is not installed, or there is no data.
+    """
+    if not is_available():
+        raise UserError("bench loader compares with FFCV, which is missing: run launch/setup.sh")
+    found = Measurements()
+    data = replace(settings.data, batch_size=BATCH_SIZE)
+    with runtime.start(RuntimeConfig()) as here, ExitStack() as resources:
+        prepared = build.prepare_data(data)
+        ffcv_augmented = first_batches(found, prepared, here, settings.repeats)
+        contestants = {
+            **decoders(data, prepared, here, resources),
+            **augmenters(data, prepared, here, resources),
+            "ffcv_augmented": (
+                f"normalised float32 NCHW: flip, translate, cutout; {cores()} workers",
+                ffcv_rate(ffcv_augmented, here),
+            ),
+            **torchvision_loaders(data.root, prepared.manifest, here, resources),
+        }
+        for name, (_, rate) in contestants.items():
+            note(f"warming up {name}")
+            rate(0)
+        seconds = settings.seconds or SECONDS
+        timings = {name: partial(rate, seconds) for name, (_, rate) in contestants.items()}
+        rates = alternate(timings, settings.repeats)
+        for name, (what, _) in contestants.items():
+            found.add(f"images_per_second_{name}", f"batches of {BATCH_SIZE}: {what}", rates[name])
+
+        def over(ours: str, rival: str) -> float:
+            return found.paired(f"images_per_second_{ours}", over=f"images_per_second_{rival}")
+
+        compiled = "eager" if here.compile_backend is None else "compiled"
+        found.ratios["stream_vs_ffcv_raw"] = over("stream", "ffcv_raw")
+        found.ratios["stream_vs_torchvision"] = min(
+            over("stream_crop_flip", name) for name in contestants if name.startswith("torchvision")
+        )
+        found.ratios["augmented_vs_ffcv_augmented"] = over(
+            f"stream_augmented_{compiled}", "ffcv_augmented"
+        )
+    return found
+
+
+# The first batch
+
+
+def first_batches(found: Measurements, prepared: Prepared, here: Runtime, repeats: int) -> Any:
+    """Adds the seconds until a first batch; returns FFCV's loader, which took the longer."""
+    samples = prepared.manifest.train.samples
+    seconds = []
+    for _ in range(repeats):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            seconds.append(
+                process.submit(first_stream_batch, prepared.train, samples, here.device).result()
+            )
+        note(f"stream: first batch after {seconds[-1]:.2f} s")
+    name = "seconds_first_batch_stream"
+    found.add(name, "StreamLoader(...) to uint8 on the device; FFCV imported, new process", seconds)
+    found.ratios["first_batch_seconds"] = found.measured[name]["median"]
+
+    # Once is enough for what takes ten seconds; nothing of FFCV is compiled in this process yet.
+    import_ffcv()
+    start = time.perf_counter()
+    loader = ffcv_loader(prepared.train, augmented_pipeline(prepared.manifest, here), cores(), here)
+    batches = iter(loader)
+    next(batches)
+    here.synchronize()
+    first = time.perf_counter() - start
+    note(f"FFCV with its augmentation: first batch after {first:.2f} s")
+    for _ in batches:  # FFCV leaks the thread of an epoch that is left
+        pass
+    found.add(
+        "seconds_first_batch_ffcv_augmented",
+        "FFCV's Loader(...) to normalised float32 on the device; FFCV imported",
+        [first],
+    )
+    return loader
+
+
+def first_stream_batch(path: Path, samples: int, device: torch.device) -> float:
+    """Seconds, in a process that has imported FFCV and touched the device."""
+    import_ffcv()
+    torch.zeros(1, device=device)
+    ids = np.random.default_rng(0).permutation(samples)
+    start = time.perf_counter()
+    loader = StreamLoader(path, batch_size=BATCH_SIZE, device=device)
+    next(loader.epoch(ids)).sum().item()  # the copy to the device is over
+    seconds = time.perf_counter() - start
+    loader.close()
+    return seconds
+
+
+# Ours
+
+
+def decoders(
+    data: DataConfig, prepared: Prepared, here: Runtime, resources: ExitStack
+) -> dict[str, tuple[str, Rate]]:
+    """Bytes and labels, from us and from FFCV with as many threads."""
+    contestants = {}
+    for suffix, threads in {"": data.threads, "_all_cores": cores()}.items():
+        ours = stream_rate(replace(data, threads=threads), prepared, here, resources)
+        theirs = ffcv_loader(prepared.train, raw_pipeline(here), threads, here)
+        contestants["stream" + suffix] = (f"uint8, labels, draws; {threads} threads", ours)
+        contestants["ffcv_raw" + suffix] = (
+            f"uint8, labels; {threads} workers",
+            ffcv_rate(theirs, here),
+        )
+    return contestants
+
+
+def augmenters(
+    data: DataConfig, prepared: Prepared, here: Runtime, resources: ExitStack
+) -> dict[str, tuple[str, Rate]]:
+    """Our batches, ready for the model; eager and, where there is a compiler, compiled."""
+    crop_flip = replace(data, flip="random", crop_padding=PADDING)
+    default = here.compile_backend
+    contestants = {
+        "stream_crop_flip": (
+            f"normalised float32 NCHW, channels last: reflected crop, flip; {default or 'eager'}",
+            stream_rate(crop_flip, prepared, here, resources, augmented=True, backend=default),
+        )
+    }
+    backends = {"eager": None, "compiled": default or "inductor"}
+    if here.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        note("no C++ compiler: compiled augmentation is left out")
+        del backends["compiled"]
+    for name, backend in backends.items():
+        contestants[f"stream_augmented_{name}"] = (
+            "normalised float32 NCHW, channels last: reflected crop, flip, cutout",
+            stream_rate(
+                replace(crop_flip, cutout=CUTOUT),
+                prepared,
+                here,
+                resources,
+                augmented=True,
+                backend=backend,
+            ),
+        )
+    return contestants
+
+
+def stream_rate(
+    data: DataConfig,
+    prepared: Prepared,
+    here: Runtime,
+    resources: ExitStack,
+    *,
+    augmented: bool = False,
+    backend: str | None = None,
+) -> Rate:
+    """What train.py iterates over: order, images, labels and draws; then perhaps Augment."""
+    batches, judge = build.open_data(data, prepared, "stream", here, 0, 0)
+    judge.loader.close()
+    resources.callback(batches.loader.close)
+    augment = build.augmentation(data, prepared.manifest).to(here.device)
+    if backend is not None:
+        augment.compile(backend=backend, dynamic=False)
+    endless = batches.steps(0, 10**9)
+
+    def rate(seconds: float) -> float:
+        images, start = 0, time.perf_counter()
+        for batch in endless:
+            if augmented:
+                augment(batch.images, batch.draws)
+            images += len(batch.images)
+            if time.perf_counter() - start >= seconds:
+                break
+        here.synchronize()
+        return images / (time.perf_counter() - start)
+
+    return rate

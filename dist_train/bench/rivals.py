@@ -1,0 +1,174 @@
+"""What the loaders are compared with: FFCV alone, and torchvision's usual example."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from dist_train.data import catalog
+from dist_train.data.beton import Manifest
+from dist_train.runtime import Runtime
+
+BATCH_SIZE = 512
+PADDING, CUTOUT = 4, 8
+FIRST_BATCHES = 3  # torchvision's workers start and fill their queues meanwhile
+
+# Asks for batches for at least so many seconds; returns images/s.
+Rate = Callable[[float], float]
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def import_ffcv() -> None:
+    """It uses deprecated modules, and says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ffcv.loader  # noqa: F401
+
+
+def raw_pipeline(here: Runtime) -> list[Any]:
+    """FFCV's decoder alone."""
+    from ffcv.fields.decoders import SimpleRGBImageDecoder
+    from ffcv.transforms import ToTensor
+
+    return [SimpleRGBImageDecoder(), ToTensor(), *to_device(here)]
+
+
+def augmented_pipeline(manifest: Manifest, here: Runtime) -> list[Any]:
+    """FFCV's CIFAR-10 example, with the sizes that ours has and in float32."""
+    from ffcv.fields.decoders import SimpleRGBImageDecoder
+    from ffcv.transforms import (
+        Convert,
+        Cutout,
+        RandomHorizontalFlip,
+        RandomTranslate,
+        ToTensor,
+        ToTorchImage,
+    )
+    from torchvision.transforms import Normalize
+
+    mean, std = ([255 * value for value in values] for values in (manifest.mean, manifest.std))
+    fill = tuple(round(value) for value in mean)
+    return [
+        SimpleRGBImageDecoder(),
+        RandomHorizontalFlip(),
+        RandomTranslate(padding=PADDING, fill=fill),
+        Cutout(CUTOUT, fill),
+        ToTensor(),
+        *to_device(here),
+        ToTorchImage(),
+        Convert(torch.float32),
+        Normalize(mean, std),
+    ]
+
+
+def to_device(here: Runtime) -> list[Any]:
+    """FFCV's copy to the GPU, where there is one."""
+    from ffcv.transforms import ToDevice
+
+    return [] if here.device.type == "cpu" else [ToDevice(here.device, non_blocking=True)]
+
+
+def ffcv_loader(path: Path, images: list[Any], workers: int, here: Runtime) -> Any:
+    """FFCV's Loader in random order, with labels."""
+    from ffcv.fields.decoders import IntDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import Squeeze, ToTensor
+
+    return Loader(
+        str(path),
+        batch_size=BATCH_SIZE,
+        num_workers=workers,
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        drop_last=True,
+        pipelines={
+            "image": images,
+            "label": [IntDecoder(), ToTensor(), *to_device(here), Squeeze()],
+        },
+    )
+
+
+def ffcv_rate(loader: Any, here: Runtime) -> Rate:
+    """Whole epochs only: FFCV leaks the thread and the buffers of one that is left."""
+
+    def rate(seconds: float) -> float:
+        threads = torch.get_num_threads()
+        images, start = 0, time.perf_counter()
+        while not images or time.perf_counter() - start < seconds:
+            for batch, _ in loader:
+                images += len(batch)
+        here.synchronize()
+        spent = time.perf_counter() - start
+        torch.set_num_threads(threads)  # FFCV sets it to its number of workers
+        return images / spent
+
+    return rate
+
+
+def torchvision_loaders(
+    data_root: str | None, manifest: Manifest, here: Runtime, resources: ExitStack
+) -> dict[str, tuple[str, Rate]]:
+    """The usual example: Pillow images, torchvision's transforms, without and with workers."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import CIFAR10
+    from torchvision.transforms import v2
+
+    # Wherever the files are, torchvision looks for them in a folder of this name.
+    root = resources.enter_context(TemporaryDirectory())
+    folder = catalog.locate("cifar10", root=data_root).resolve()
+    Path(root, CIFAR10.base_folder).symlink_to(folder)
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=PADDING),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(manifest.mean, manifest.std),
+        ]
+    )
+    dataset = CIFAR10(root, transform=transform)
+    contestants = {}
+    for workers in (0, 2):
+        loader = DataLoader(
+            dataset,
+            BATCH_SIZE,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=here.device.type == "cuda",
+        )
+        contestants[f"torchvision_{workers}_workers"] = (
+            f"normalised float32 NCHW: crop, flip; DataLoader with {workers} workers",
+            torchvision_rate(loader, here),
+        )
+    return contestants
+
+
+def torchvision_rate(loader: Any, here: Runtime) -> Rate:
+    """Within an epoch: from a few batches after its start on."""
+
+    def rate(seconds: float) -> float:
+        batches = iter(loader)
+        for _ in islice(batches, FIRST_BATCHES):
+            pass
+        images, start = 0, time.perf_counter()
+        for batch, _ in batches:
+            images += len(batch.to(here.device, non_blocking=True))
+            # Three times as long as others: its batches take long, and come several at a time.
+            if time.perf_counter() - start >= 3 * seconds:
+                break
+        here.synchronize()
+        return images / (time.perf_counter() - start)
+
+    return rate

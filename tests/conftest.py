@@ -1,0 +1,84 @@
+"""What tests share: small data, and running the real commands in real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+# Small enough for seconds, large enough for several steps with a short last batch.
+SMALL = [
+    *("--data.dataset", "shapes", "--data.train_samples", "500", "--data.batch_size", "64"),
+    *("--runtime.precision", "fp32", "--tracking.wandb", "off"),
+]
+
+
+def real_data(name: str) -> Path:
+    """The folder of data sets, if it holds the named one; else the test is skipped."""
+    root = Path(os.environ.get("DIST_TRAIN_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (root / name).exists():
+        pytest.skip(f"no {name} in {root}: set DIST_TRAIN_DATA")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data sets, made once for all tests."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own; its output is shown when the test fails."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    print("$", *command, f"-> {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def dist_train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`dist-train ...`."""
+    return run(sys.executable, "-m", "dist_train", *arguments, cwd=cwd, **environment)
+
+
+def torchrun(
+    processes: int, *arguments: str, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`torchrun -m dist_train ...`: several ranks on CPU."""
+    return run(
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
+        *("--master_port", str(free_port())),
+        *("-m", "dist_train"),
+        *arguments,
+        cwd=cwd,
+        **environment,
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(run_folder: Path) -> dict[str, Any]:
+    """summary.json."""
+    values: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
+    return values

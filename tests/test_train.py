@@ -1,0 +1,260 @@
+"""The loop, end to end: the same curve on any world size, with any loader, after any resume."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dist_train.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from dist_train.errors import UserError
+from dist_train.train import train
+from tests.conftest import REPOSITORY, SMALL, dist_train, metrics, run, summary, torchrun
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+
+
+@pytest.fixture
+def small(tmp_path: Path, cache: Path) -> Config:
+    """A run of seconds: 500 shapes, 8 steps an epoch, the last of 52 images."""
+    return Config(
+        recipe="small",
+        name="run",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(
+            dataset="shapes",
+            train_samples=500,
+            batch_size=64,
+            drop_last=False,
+            cache=str(cache),
+            loader="resident",
+            flip="random",
+            crop_padding=2,
+        ),
+        model=ModelConfig(name="cnn2"),
+        optim=OptimConfig(learning_rate=0.05),
+        train=TrainConfig(epochs=2, log_every=1),
+        runtime=RuntimeConfig(precision="fp32", device="cpu"),
+        tracking=TrackingConfig(wandb="off"),
+    )
+
+
+def folder(config: Config) -> Path:
+    return Path(config.output) / str(config.name)
+
+
+def losses(config: Config) -> list[float]:
+    return [line["train/loss"] for line in metrics(folder(config))]
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    return load_file(folder(config) / "model.safetensors")
+
+
+def assert_same_weights(a: Config, b: Config) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_run_leaves_its_whole_story_in_its_directory(small: Config) -> None:
+    result = train(small)
+    assert result == summary(folder(small))
+    lines = metrics(folder(small))
+    assert [line["step"] for line in lines] == list(range(1, 17))
+    assert [line["step"] for line in lines if "test/accuracy" in line] == [8, 16]
+    assert result["steps"] == 16
+    assert result["epochs"] == 2
+    assert result["test_accuracy"] == lines[-1]["test/accuracy"]
+    assert result["test_accuracy_tta"] is None
+    assert result["validation_accuracy"] is None
+    assert result["world_size"] == 1
+    assert result["parameters"] == sum(w.numel() for w in weights(small).values())
+    phases = result["seconds"]
+    assert phases["total"] == pytest.approx(
+        sum(v for k, v in phases.items() if k not in ("total", "data_wait")), abs=0.01
+    )
+    assert json.loads((folder(small) / "config.json").read_text())["train"]["epochs"] == 2
+    assert not [p for p in folder(small).rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(small: Config) -> None:
+    again, other = replace(small, name="again"), replace(small, name="other", seed=1)
+    for config in (small, again, other):
+        train(config)
+    assert_same_weights(small, again)
+    assert not torch.equal(weights(small)["0.weight"], weights(other)["0.weight"])
+
+
+def test_loaders_give_the_same_run(small: Config) -> None:
+    pytest.importorskip("ffcv")
+    streamed = replace(small, name="streamed", data=replace(small.data, loader="stream"))
+    train(small)
+    train(streamed)
+    assert_same_weights(small, streamed)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_a_run_cut_short_goes_on_to_the_same_weights(small: Config, optimizer: Any) -> None:
+    # Cut in mid-epoch: the state that is left is the checkpoint of step 5.
+    small = replace(
+        small,
+        model=ModelConfig(name="whitened", widths=(8, 8, 8)),
+        optim=OptimConfig(optimizer=optimizer, learning_rate=0.01, momentum=0.8),
+        checkpoint=CheckpointConfig(every_steps=5, keep=10),
+    )
+    train(small)
+    resumed = replace(small, name="resumed")
+    shutil.copytree(folder(small), folder(resumed))
+    (folder(resumed) / "summary.json").unlink()
+    for path in (folder(resumed) / "checkpoints").glob("step-*"):
+        if path.stem != "step-000000005":
+            path.unlink()
+    result = train(resumed)
+    assert result["resumed_from_step"] == [5]
+    assert_same_weights(small, resumed)
+    assert losses(resumed) == losses(small)
+    assert [line["step"] for line in metrics(folder(resumed))] == list(range(1, 17))
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    small: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = replace(small, checkpoint=CheckpointConfig(every_steps=5, keep=10))
+    train(small)
+    resumed = replace(small, name="resumed")
+    shutil.copytree(folder(small), folder(resumed))
+    (folder(resumed) / "summary.json").unlink()
+    for path, content in zip(
+        sorted((folder(resumed) / "checkpoints").glob("step-*"), reverse=True),
+        (b"", b"x" * 10_000),
+        strict=False,
+    ):
+        path.write_bytes(content)
+    result = train(resumed)
+    assert result["resumed_from_step"] == [10]
+    assert caplog.text.count("is damaged") == 2
+    assert_same_weights(small, resumed)
+
+
+def test_a_finished_run_is_not_run_again(small: Config) -> None:
+    first = train(small)
+    before = (folder(small) / "metrics.jsonl").stat().st_mtime_ns
+    assert train(small) == first
+    assert (folder(small) / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_config_under_the_same_name_is_refused(small: Config) -> None:
+    train(small)
+    other = replace(small, train=replace(small.train, epochs=3))
+    with pytest.raises(UserError, match=r"--train.epochs 3 \(was 2\)"):
+        train(other)
+    # What changes no number may change.
+    train(replace(small, train=replace(small.train, log_every=3)))
+
+
+def test_validation_keeps_the_test_set_out_of_it(small: Config) -> None:
+    small = replace(small, data=replace(small.data, validation=100))
+    result = train(small)
+    assert result["test_accuracy"] is None
+    assert result["validation_accuracy"] == metrics(folder(small))[-1]["validation/accuracy"]
+    assert result["steps"] == 14  # 400 images left, in steps of 64
+
+
+def test_losses_are_those_of_the_committed_file(small: Config) -> None:
+    # Guards refactorings: 20 steps of a network with all that is special about them.
+    small = replace(
+        small,
+        data=replace(
+            small.data, cutout=6, brightness=0.1, resolutions=(24,), resolution_until=(0.5,)
+        ),
+        model=ModelConfig(name="resnet9", widths=(8, 8, 8, 8), batch_norm_group=16),
+        optim=OptimConfig(
+            optimizer="muon", learning_rate=0.1, muon_learning_rate=0.02, nesterov=True,
+            schedule="linear", warmup=0.2, weight_decay=1e-3,
+        ),
+        train=replace(small.train, epochs=2.5, label_smoothing=0.1),
+    )  # fmt: skip
+    train(small)
+    assert losses(small) == pytest.approx(json.loads(GOLDEN.read_text()), rel=2e-3)
+
+
+# Float sums come in another order on another world size. BatchNorm and max-pooling amplify that
+# from step to step, so its rate is small: what is to be seen is that each step computes the same.
+CURVES = {
+    "without_norm": ["cnn3", "--optim.learning_rate", "0.02"],
+    "grouped_norm": [
+        *("resnet9", "--model.widths", "8,8,8,8", "--model.batch_norm_group", "16"),
+        *("--optim.learning_rate", "0.0005"),
+    ],
+    "cutmix": ["cnn2", "--data.cutmix", "1.0", "--optim.learning_rate", "0.02"],
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_the_curve_does_not_depend_on_the_world_size(
+    curve: str, tmp_path: Path, cache: Path
+) -> None:
+    flags = [
+        *CURVES[curve], *SMALL, "--data.cache", str(cache), "--optim.warmup", "0",
+        *("--train.max_steps", "10", "--train.log_every", "1", "--data.drop_last", "false"),
+    ]  # fmt: skip
+    worlds = (1, 2, 3) if curve == "grouped_norm" else (1, 2)
+    runs = [tmp_path / "runs" / f"world{world}" for world in worlds]
+    for world, folder in zip(worlds, runs, strict=True):
+        done = torchrun(world, "train", *flags, "--name", folder.name, cwd=tmp_path)
+        assert done.returncode == 0
+        assert summary(folder)["world_size"] == world
+    one = runs[0]
+    for other in runs[1:]:
+        for a, b in zip(metrics(one), metrics(other), strict=True):
+            assert b["train/loss"] == pytest.approx(a["train/loss"], abs=1e-5), other
+            assert b["train/accuracy"] == pytest.approx(a["train/accuracy"], abs=0.02), other
+        # Running statistics are part of what must not differ.
+        assert summary(other)["test_loss"] == pytest.approx(summary(one)["test_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerate_launch_runs_the_main_job(processes: int, tmp_path: Path, cache: Path) -> None:
+    config_file = "one_process.yaml" if processes == 1 else "cpu.yaml"
+    done = run(
+        *("accelerate", "launch", "--config_file", str(REPOSITORY / "launch" / config_file)),
+        *("--num_processes", str(processes), str(REPOSITORY / "dist_train" / "main.py")),
+        *("cnn2", *SMALL, "--data.cache", str(cache), "--name", "run", "--train.max_steps", "4"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    result = summary(tmp_path / "runs" / "run")
+    assert result["world_size"] == processes
+    assert result["steps"] == 4
+    assert done.stdout.count("runs/run: cnn2 on shapes") == 1
+    evaluated = dist_train("eval", "runs/run", "--json", cwd=tmp_path)
+    assert json.loads(evaluated.stdout)["test_accuracy"] == result["test_accuracy"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_test_image_is_counted_once(processes: int, tmp_path: Path, cache: Path) -> None:
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--name", "run", "--train.max_steps", "2"]
+    assert dist_train("train", *flags, cwd=tmp_path).returncode == 0
+    done = torchrun(processes, "eval", "runs/run", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["world_size"] == processes
+    assert result["samples"] == 100
+    expected = summary(tmp_path / "runs" / "run")
+    assert result["test_accuracy"] == expected["test_accuracy"]
+    assert result["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
