@@ -1,5 +1,5 @@
 # The commands of everyday work; `make help` lists them. Flags go in ARGS:
-#   make train ARGS="--train.epochs 2 --run.name first"
+#   make train ARGS="--train.epochs 2 --name first"
 SHELL := /bin/bash
 BIN := .venv/bin
 RECIPE ?= quickstart

@@ -1,12 +1,9 @@
 """From settings to parts: the one place where the config meets the components."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,12 +11,13 @@ from torch import Tensor, nn
 
 from dist_train import models, optim
 from dist_train.config import Config, DataConfig, OptimConfig
-from dist_train.data import beton, catalog
+from dist_train.data import beton
 from dist_train.data.augment import Augment, Policy
 from dist_train.data.batches import Loader, TrainBatches
 from dist_train.data.order import Ids, Order, split
+from dist_train.data.prepare import Manifest, Prepared
 from dist_train.data.resident import ResidentLoader
-from dist_train.data.streaming import StreamLoader
+from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
 from dist_train.runtime import Runtime
 from dist_train.tracking import Tracker, Trackers, wandb
@@ -29,31 +27,7 @@ from dist_train.tracking.json_lines import JsonLines
 WHITENING_SAMPLES = 5000
 
 
-def prepare_data(data: DataConfig) -> beton.Prepared:
-    """Finds or downloads the data set and converts it once.
-
-    Raises:
-        UserError: the data is not to be had, or the cache cannot be written.
-    """
-    load = partial(
-        catalog.load,
-        data.dataset,
-        root=data.root,
-        image_size=data.image_size,
-        train_samples=data.train_samples,
-    )
-    made_from: dict[str, Any] = {"image_size": data.image_size}
-    if data.dataset == "shapes":
-        made_from["train_samples"] = data.train_samples
-    if data.dataset == "folder":
-        made_from["root"] = str(catalog.locate("folder", root=data.root).resolve())
-    key = json.dumps(made_from, sort_keys=True)
-    suffix = hashlib.sha256(f"{key}{data.storage}".encode()).hexdigest()[:8]
-    folder = Path(data.cache) / f"{data.dataset}-{suffix}"
-    return beton.prepare(load, folder, storage=data.storage, key=key)
-
-
-def augmentation(data: DataConfig, manifest: beton.Manifest) -> Augment:
+def augmentation(data: DataConfig, manifest: Manifest) -> Augment:
     """Augmentation and normalisation for the prepared set."""
     half = tuple(0.5 for _ in manifest.mean)
     dataset = data.normalize == "dataset"
@@ -79,7 +53,7 @@ def policy(data: DataConfig) -> Policy:
     )
 
 
-def choose_loader(data: DataConfig, manifest: beton.Manifest, runtime: Runtime) -> str:
+def choose_loader(data: DataConfig, manifest: Manifest, runtime: Runtime) -> str:
     """What `--data.loader auto` means here: `stream` or `resident`.
 
     A GPU that has room for the set keeps it, and waits for no copy. CPU processes share the
@@ -87,7 +61,7 @@ def choose_loader(data: DataConfig, manifest: beton.Manifest, runtime: Runtime) 
     """
     if data.loader != "auto":
         return data.loader
-    if find_spec("ffcv") is None:
+    if not is_available():
         return "resident"
     if runtime.device.type == "cpu" or data.storage == "jpeg":
         return "stream"
@@ -114,7 +88,7 @@ class EvaluationData:
 
 
 def open_data(
-    data: DataConfig, prepared: beton.Prepared, kind: str, runtime: Runtime, seed: int, group: int
+    data: DataConfig, prepared: Prepared, kind: str, runtime: Runtime, seed: int, group: int
 ) -> tuple[TrainBatches, EvaluationData]:
     """Batches to train on and images to evaluate on, for this rank.
 
@@ -154,7 +128,7 @@ def open_data(
 
 
 def open_test_set(
-    data: DataConfig, prepared: beton.Prepared, kind: str, runtime: Runtime
+    data: DataConfig, prepared: Prepared, kind: str, runtime: Runtime
 ) -> EvaluationData:
     """All test images."""
     labels = beton.read_labels(prepared.test)
@@ -181,14 +155,14 @@ def image_sizes(data: DataConfig, full_size: int, total_steps: int) -> list[int]
     return sizes + [full_size] * (total_steps - len(sizes))
 
 
-def network(config: Config, prepared: beton.Prepared, augment: Augment) -> nn.Module:
+def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
     """The model with its initial weights, on the CPU."""
     manifest = prepared.manifest
     torch.manual_seed(config.seed)
 
     def sample_images() -> Tensor:
-        images = beton.read_images(prepared.train)[:WHITENING_SAMPLES]
-        return augment(torch.from_numpy(images))  # type: ignore[no-any-return]
+        images = torch.from_numpy(beton.read_images(prepared.train, WHITENING_SAMPLES))
+        return augment(images)  # type: ignore[no-any-return]
 
     inputs = models.Inputs(
         num_classes=len(manifest.classes),

@@ -72,9 +72,9 @@ def train(arguments: Sequence[str]) -> None:
 def prepare(arguments: Sequence[str]) -> None:
     """`dist-train prepare`."""
     config, _ = options.parse(arguments, "dist-train prepare")
-    from dist_train.build import prepare_data
+    from dist_train.data.prepare import prepare_dataset  # no torch: `make train` waits for this
 
-    prepared = prepare_data(config.data)
+    prepared = prepare_dataset(config.data)
     manifest = prepared.manifest
     print(
         f"{prepared.folder}: {manifest.train.samples} training and {manifest.test.samples} test "

@@ -136,7 +136,7 @@ class RuntimeConfig:
     compile: bool | None = None
     """torch.compile the step; `auto`: what accelerate asks for, else on CUDA only."""
     threads: int | None = None
-    """CPU threads per process; unset: $OMP_NUM_THREADS, else the cores shared out."""
+    """CPU threads per process; unset: $OMP_NUM_THREADS above 1, else the cores shared out."""
     deterministic: bool = False
     """Ask torch for deterministic kernels."""
     timeout_seconds: int = 600

@@ -14,6 +14,7 @@ from dist_train.config import RuntimeConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batches import Loader
 from dist_train.data.order import Ids
+from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.runtime import Runtime
 
@@ -90,7 +91,7 @@ def evaluate_run(folder: Path, settings: RuntimeConfig) -> dict[str, Any]:
     if not weights.exists():
         raise UserError(f"{folder} is not finished: expected {weights}; run the same command again")
     with runtime.start(settings) as here:
-        prepared = build.prepare_data(config.data)
+        prepared = prepare_dataset(config.data)
         loader = build.choose_loader(config.data, prepared.manifest, here)
         test = build.open_test_set(config.data, prepared, loader, here)
         augment = build.augmentation(config.data, prepared.manifest).to(here.device)

@@ -14,6 +14,7 @@ from dist_train.config import Config
 from dist_train.data import beton
 from dist_train.data.augment import Augment, draw
 from dist_train.data.order import Order
+from dist_train.data.prepare import prepare_dataset
 from dist_train.files import write_atomically
 
 ROWS, EPOCHS, SCALE, GAP = 8, 9, 2, 2
@@ -25,7 +26,7 @@ def augmented_samples(config: Config, path: str) -> None:
     Raises:
         UserError: the data is not to be had, or the file cannot be written.
     """
-    prepared = build.prepare_data(config.data)
+    prepared = prepare_dataset(config.data)
     shape = prepared.manifest.image_shape
     augment = build.augmentation(config.data, prepared.manifest)
     images = torch.from_numpy(beton.read_images(prepared.train))

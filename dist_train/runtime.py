@@ -63,7 +63,7 @@ class Runtime:
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            **no_sync,
+            **no_sync,  # type: ignore[arg-type]
         )
 
     def compile(self, module: nn.Module) -> None:
@@ -213,8 +213,13 @@ def resolve_compile(compile: bool | None, *, cpu: bool) -> str | None:
 
 
 def set_threads(threads: int | None, *, processes: int) -> None:
-    """Shares the cores out among a node's processes, unless told otherwise."""
-    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+    """Shares the cores out among a node's processes, unless told otherwise.
+
+    accelerate and torchrun set $OMP_NUM_THREADS to 1 whatever the machine: that is no wish.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    wished = os.environ.get("OMP_NUM_THREADS")
+    if threads is None and (wished is None or (launched and wished == "1")):
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ from dist_train import build, runs, runtime
 from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config, OptimConfig
 from dist_train.data.batches import Batch
+from dist_train.data.prepare import prepare_dataset
 from dist_train.evaluate import Evaluation, evaluate
 from dist_train.metrics import Clock, Progress, forward_flops
 from dist_train.models.norm import set_rank_share
@@ -46,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
 def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, Any]:
     """One run in its folder; see `train`."""
     with clock.phase("prepare"):
-        prepared = build.prepare_data(config.data)
+        prepared = prepare_dataset(config.data)
         manifest = prepared.manifest
         loader = build.choose_loader(config.data, manifest, here)
         batches, judge = build.open_data(

@@ -10,6 +10,7 @@ from typing import Any
 
 from dist_train.bench.timing import Measurements, Settings
 from dist_train.config import DataConfig, at_least, require
+from dist_train.errors import UserError
 from dist_train.options import Parser
 
 # What the project promises itself; reported, never asserted.
@@ -113,7 +114,15 @@ def table(report: dict[str, Any]) -> str:
 
 
 def loader(settings: Settings) -> Measurements:
-    """See bench.loader."""
+    """See bench.loader.
+
+    Raises:
+        UserError: FFCV is not installed.
+    """
+    from dist_train.data.streaming import is_available
+
+    if not is_available():
+        raise UserError("bench loader compares with FFCV, which is missing: run launch/setup.sh")
     from dist_train.bench.loader import measure
 
     return measure(settings)

@@ -1,6 +1,5 @@
 """Our data path against FFCV's and torchvision's, on one data set, in one process, in turn."""
 
-import multiprocessing
 import os
 import shutil
 import time
@@ -18,38 +17,35 @@ from dist_train import build, runtime
 from dist_train.bench.rivals import (
     BATCH_SIZE,
     CUTOUT,
+    FRESH,
     PADDING,
     Rate,
     augmented_pipeline,
     cores,
     ffcv_loader,
     ffcv_rate,
-    import_ffcv,
     raw_pipeline,
     torchvision_loaders,
 )
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.config import DataConfig, RuntimeConfig
-from dist_train.data.beton import Prepared
-from dist_train.data.streaming import StreamLoader, is_available
-from dist_train.errors import UserError
+from dist_train.data.prepare import Prepared, prepare_dataset
+from dist_train.data.streaming import StreamLoader
 from dist_train.runtime import Runtime
 
-SECONDS = 0.5
+SECONDS = 0.4
 
 
 def measure(settings: Settings) -> Measurements:
     """stream_vs_ffcv_raw, stream_vs_torchvision, augmented_vs_ffcv_augmented, first_batch_seconds.
 
     Raises:
-        UserError: FFCV is not installed, or there is no data.
+        UserError: there is no data.
     """
-    if not is_available():
-        raise UserError("bench loader compares with FFCV, which is missing: run launch/setup.sh")
     found = Measurements()
     data = replace(settings.data, batch_size=BATCH_SIZE)
     with runtime.start(RuntimeConfig()) as here, ExitStack() as resources:
-        prepared = build.prepare_data(data)
+        prepared = prepare_dataset(data)
         ffcv_augmented = first_batches(found, prepared, here, settings.repeats)
         contestants = {
             **decoders(data, prepared, here, resources),
@@ -91,7 +87,7 @@ def first_batches(found: Measurements, prepared: Prepared, here: Runtime, repeat
     samples = prepared.manifest.train.samples
     seconds = []
     for _ in range(repeats):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, FRESH) as process:
             seconds.append(
                 process.submit(first_stream_batch, prepared.train, samples, here.device).result()
             )
@@ -101,7 +97,6 @@ def first_batches(found: Measurements, prepared: Prepared, here: Runtime, repeat
     found.ratios["first_batch_seconds"] = found.measured[name]["median"]
 
     # Once is enough for what takes ten seconds; nothing of FFCV is compiled in this process yet.
-    import_ffcv()
     start = time.perf_counter()
     loader = ffcv_loader(prepared.train, augmented_pipeline(prepared.manifest, here), cores(), here)
     batches = iter(loader)
@@ -121,7 +116,6 @@ def first_batches(found: Measurements, prepared: Prepared, here: Runtime, repeat
 
 def first_stream_batch(path: Path, samples: int, device: torch.device) -> float:
     """Seconds, in a process that has imported FFCV and touched the device."""
-    import_ffcv()
     torch.zeros(1, device=device)
     ids = np.random.default_rng(0).permutation(samples)
     start = time.perf_counter()

@@ -13,6 +13,7 @@ from dist_train import build, runtime
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.config import Config, TrackingConfig
 from dist_train.data import beton
+from dist_train.data.prepare import prepare_dataset
 from dist_train.recipes import RECIPES
 from dist_train.train import train
 
@@ -83,7 +84,7 @@ def loop_seconds(config: Config, steps: int) -> float:
 def bare_seconds(config: Config, steps: int) -> float:
     """The same model, optimizer, precision, threads and compiler; no augmentation, no metrics."""
     with runtime.start(config.runtime) as here:
-        prepared = build.prepare_data(config.data)
+        prepared = prepare_dataset(config.data)
         augment = build.augmentation(config.data, prepared.manifest)
         model = here.place(build.network(config, prepared, augment))
         optimizers = build.optimizers(config.optim, model)

@@ -1,5 +1,6 @@
 """What the loaders are compared with: FFCV alone, and torchvision's usual example."""
 
+import multiprocessing
 import os
 import time
 import warnings
@@ -11,14 +12,39 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10
+from torchvision.transforms import v2
 
 from dist_train.data import catalog
-from dist_train.data.beton import Manifest
+from dist_train.data.prepare import Manifest
 from dist_train.runtime import Runtime
+
+# Importing FFCV sets torch's number of threads, and warns of the deprecated modules it uses.
+threads_before = torch.get_num_threads()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import (
+        Convert,
+        Cutout,
+        RandomHorizontalFlip,
+        RandomTranslate,
+        Squeeze,
+        ToDevice,
+        ToTensor,
+        ToTorchImage,
+    )
+torch.set_num_threads(threads_before)
 
 BATCH_SIZE = 512
 PADDING, CUTOUT = 4, 8
 FIRST_BATCHES = 3  # torchvision's workers start and fill their queues meanwhile
+
+# Forks of a process that has imported everything and started no thread.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload([__name__])
 
 # Asks for batches for at least so many seconds; returns images/s.
 Rate = Callable[[float], float]
@@ -29,34 +55,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def import_ffcv() -> None:
-    """It uses deprecated modules, and says so."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ffcv.loader  # noqa: F401
-
-
 def raw_pipeline(here: Runtime) -> list[Any]:
     """FFCV's decoder alone."""
-    from ffcv.fields.decoders import SimpleRGBImageDecoder
-    from ffcv.transforms import ToTensor
-
     return [SimpleRGBImageDecoder(), ToTensor(), *to_device(here)]
 
 
 def augmented_pipeline(manifest: Manifest, here: Runtime) -> list[Any]:
     """FFCV's CIFAR-10 example, with the sizes that ours has and in float32."""
-    from ffcv.fields.decoders import SimpleRGBImageDecoder
-    from ffcv.transforms import (
-        Convert,
-        Cutout,
-        RandomHorizontalFlip,
-        RandomTranslate,
-        ToTensor,
-        ToTorchImage,
-    )
-    from torchvision.transforms import Normalize
-
     mean, std = ([255 * value for value in values] for values in (manifest.mean, manifest.std))
     fill = tuple(round(value) for value in mean)
     return [
@@ -68,23 +73,17 @@ def augmented_pipeline(manifest: Manifest, here: Runtime) -> list[Any]:
         *to_device(here),
         ToTorchImage(),
         Convert(torch.float32),
-        Normalize(mean, std),
+        v2.Normalize(mean, std),
     ]
 
 
 def to_device(here: Runtime) -> list[Any]:
     """FFCV's copy to the GPU, where there is one."""
-    from ffcv.transforms import ToDevice
-
     return [] if here.device.type == "cpu" else [ToDevice(here.device, non_blocking=True)]
 
 
 def ffcv_loader(path: Path, images: list[Any], workers: int, here: Runtime) -> Any:
     """FFCV's Loader in random order, with labels."""
-    from ffcv.fields.decoders import IntDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import Squeeze, ToTensor
-
     return Loader(
         str(path),
         batch_size=BATCH_SIZE,
@@ -120,10 +119,6 @@ def torchvision_loaders(
     data_root: str | None, manifest: Manifest, here: Runtime, resources: ExitStack
 ) -> dict[str, tuple[str, Rate]]:
     """The usual example: Pillow images, torchvision's transforms, without and with workers."""
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import CIFAR10
-    from torchvision.transforms import v2
-
     # Wherever the files are, torchvision looks for them in a folder of this name.
     root = resources.enter_context(TemporaryDirectory())
     folder = catalog.locate("cifar10", root=data_root).resolve()
@@ -147,6 +142,7 @@ def torchvision_loaders(
             drop_last=True,
             num_workers=workers,
             pin_memory=here.device.type == "cuda",
+            multiprocessing_context=FRESH if workers else None,
         )
         contestants[f"torchvision_{workers}_workers"] = (
             f"normalised float32 NCHW: crop, flip; DataLoader with {workers} workers",

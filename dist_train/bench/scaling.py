@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dist_train import build, runs, runtime
+from dist_train import runs, runtime
 from dist_train.bench.timing import Measurements, Settings, alternate, note
+from dist_train.data.prepare import prepare_dataset
 
 SECONDS = 10.0
 BATCH_SIZE = 512
@@ -22,7 +23,7 @@ def measure(settings: Settings) -> Measurements:
     With several GPUs, a process on each over as many times what one does alone, at 512 images
     each. Otherwise two processes on the CPU, which share out the cores and the 512 images.
     """
-    build.prepare_data(settings.data)
+    prepare_dataset(settings.data)
     gpus = torch.cuda.device_count()
     device, ranks = ("cuda", gpus) if gpus > 1 else ("cpu", 2)
     ideal = ranks if device == "cuda" else 1

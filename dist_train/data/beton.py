@@ -1,4 +1,4 @@
-"""Arrays to FFCV's `.beton` files and a manifest: written once, atomically, under a lock.
+"""FFCV's `.beton` files: arrays to a file, and raw files back to arrays.
 
 The writer is our own because FFCV's forks workers, waits for ever when one of them dies (a full
 disk is enough), and stores images of one channel as nothing FFCV calls an image. The reader is our
@@ -9,24 +9,16 @@ record a sample; pages of sample bytes, aligned to the page size, no sample acro
 allocation table, to the end of the file. Source: ffcv/writer.py, types.py, memory_allocator.py.
 """
 
-import hashlib
-import json
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from dist_train.errors import UserError
-
-log = logging.getLogger("dist_train")
 
 Storage = Literal["raw", "jpeg"]
 UInt8 = np.ndarray[Any, np.dtype[np.uint8]]
@@ -34,7 +26,6 @@ Int64 = np.ndarray[Any, np.dtype[np.int64]]
 
 _FORMAT = 2  # FFCV's version of the file format
 _SMALLEST_PAGE = 1 << 21
-_HASHED_UP_TO = 4 << 30
 _HEADER = np.dtype(
     [
         ("version", "<u2"),
@@ -53,112 +44,18 @@ _IMAGE_RECORD = np.dtype([("image", _IMAGE), ("label", "<i8")], align=True)
 _ARRAY_RECORD = np.dtype([("data_ptr", "<u8"), ("label", "<i8")], align=True)
 
 
-class SplitLike(Protocol):
-    """`images`: uint8 (N, H, W, C), C in {1, 3}; `labels`: int64 (N,)."""
-
-    @property
-    def images(self) -> UInt8: ...
-    @property
-    def labels(self) -> Int64: ...
-
-
-class DatasetLike(Protocol):
-    """A training and a test split, and the names of the classes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def train(self) -> SplitLike: ...
-    @property
-    def test(self) -> SplitLike: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SplitFile:
-    """One `.beton` file: its name in the folder, its images, its length and its checksum."""
-
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a prepared folder holds; `mean` and `std` per channel of the training split, in 0..1."""
-
-    dataset: str
-    storage: Storage
-    key: str
-    image_shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train: SplitFile
-    test: SplitFile
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A folder whose files have been verified."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def train(self) -> Path:
-        return self.folder / self.manifest.train.file
-
-    @property
-    def test(self) -> Path:
-        return self.folder / self.manifest.test.file
-
-
-def prepare(
-    load: Callable[[], DatasetLike], folder: Path, *, storage: Storage = "raw", key: str = ""
-) -> Prepared:
-    """Return the data set in `folder`, converting what `load` returns if it is not there yet.
-
-    `key` names the settings that `load` depends on: a folder made with another key or storage is
-    made anew. What is found is verified by size and SHA-256, files above 4 GiB by size and header
-    only. Any number of processes may call this at once: one converts, the others wait for it. A
-    process killed at any point leaves nothing that a later call takes for complete.
-
-    Raises UserError when the folder cannot be written and holds no good conversion.
-    """
-    prepared, _ = _inspect(folder, storage, key)
-    if prepared:
-        return prepared
-    lock = FileLock(folder / ".lock")
-    with _write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        prepared, fault = _inspect(folder, storage, key)
-        if prepared:
-            return prepared
-        if fault:
-            log.warning("%s: %s; preparing it again", folder, fault)
-        dataset = load()
-        with _write_errors(folder):
-            return _convert(dataset, folder, storage, key)
-    finally:
-        lock.release()
-
-
 def read_labels(path: Path) -> Int64:
     """The labels of a `.beton` file, int64 (N,). Raises UserError when the file is damaged."""
     return np.ascontiguousarray(_read_records(path)[0]["label"], dtype=np.int64)
 
 
-def read_images(path: Path) -> UInt8:
-    """The images of a raw `.beton` file, uint8 (N, H, W, C), in memory of their own.
+def read_images(path: Path, count: int | None = None) -> UInt8:
+    """The first `count` (all) images of a raw file, uint8 (N, H, W, C), in memory of their own.
 
     Raises UserError when the file is damaged or holds JPEG.
     """
     records, arguments = _read_records(path)
+    records = records[:count]
     if records.dtype == _IMAGE_RECORD:
         image = records["image"]
         if np.any(image["mode"] != _RAW):
@@ -200,83 +97,16 @@ def _read_records(path: Path) -> tuple[np.ndarray[Any, Any], UInt8]:
         raise _damaged(path) from error
 
 
+def check(path: Path) -> None:
+    """Raises UserError when the file is damaged at its beginning or cut off."""
+    _read_records(path)
+
+
 def _damaged(path: Path) -> UserError:
     return UserError(f"{path}: damaged, expected a whole .beton file; delete it and prepare again")
 
 
-def _inspect(folder: Path, storage: Storage, key: str) -> tuple[Prepared | None, str]:
-    """The good conversion in `folder`, or else what is wrong with it ("": there is none)."""
-    try:
-        values = json.loads((folder / "manifest.json").read_text())
-        for name in ("image_shape", "classes", "mean", "std"):
-            values[name] = tuple(values[name])
-        for name in ("train", "test"):
-            values[name] = SplitFile(**values[name])
-        manifest = Manifest(**values)
-    except OSError:
-        return None, ""
-    except (ValueError, TypeError, KeyError):
-        return None, "manifest.json is damaged"
-    if (manifest.storage, manifest.key) != (storage, key):
-        return None, "made with other settings"
-    for split in (manifest.train, manifest.test):
-        path = folder / split.file
-        try:
-            if path.stat().st_size != split.bytes:
-                return None, f"{split.file} has the wrong size"
-            if split.bytes > _HASHED_UP_TO:
-                _read_records(path)
-            elif _sha256(path) != split.sha256:
-                return None, f"{split.file} fails its checksum"
-        except (OSError, UserError):
-            return None, f"{split.file} is missing or damaged"
-    return Prepared(folder, manifest), ""
-
-
-def _convert(dataset: DatasetLike, folder: Path, storage: Storage, key: str) -> Prepared:
-    """Write both files, then the manifest that makes them count."""
-    # Large files are not hashed later on: no old manifest may vouch for new files.
-    (folder / "manifest.json").unlink(missing_ok=True)
-    _remove_unfinished(folder)
-    images = dataset.train.images
-    log.info("preparing %s (%d images) in %s", dataset.name, len(images), folder)
-    files = {}
-    try:
-        for name, split in (("train", dataset.train), ("test", dataset.test)):
-            path = folder / f"{name}.beton"
-            unfinished = folder / f"{name}.tmp"
-            _write_beton(unfinished, split.images, split.labels, storage)
-            size, digest = unfinished.stat().st_size, _sha256(unfinished)
-            files[name] = SplitFile(path.name, len(split.images), size, digest)
-            unfinished.replace(path)
-        mean, std = _channel_statistics(images)
-        height, width, channels = images.shape[1:]
-        manifest = Manifest(
-            dataset=dataset.name,
-            storage=storage,
-            key=key,
-            image_shape=(height, width, channels),
-            classes=tuple(dataset.classes),
-            mean=mean,
-            std=std,
-            **files,
-        )
-        unfinished = folder / "manifest.tmp"
-        with unfinished.open("w") as file:
-            json.dump(asdict(manifest), file, indent=1)
-            _sync(file)
-        unfinished.replace(folder / "manifest.json")
-    finally:
-        _remove_unfinished(folder)
-    return Prepared(folder, manifest)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    for path in folder.glob("*.tmp"):
-        path.unlink()
-
-
-def _write_beton(path: Path, images: UInt8, labels: Int64, storage: Storage) -> None:
+def write(path: Path, images: UInt8, labels: Int64, storage: Storage) -> None:
     """Stream `images` into a file FFCV reads, and force it to the disk."""
     samples, height, width, channels = images.shape
     if images.dtype != np.uint8 or channels not in (1, 3) or labels.shape != (samples,):
@@ -320,7 +150,7 @@ def _write_beton(path: Path, images: UInt8, labels: Int64, storage: Storage) -> 
         header = np.array((_FORMAT, len(fields), page_size, samples, end), _HEADER)
         file.seek(0)
         file.write(header.tobytes() + fields.tobytes() + records.tobytes())
-        _sync(file)
+        sync(file)
 
 
 def _pages(images: UInt8, storage: Storage, page_size: int) -> Iterator[tuple[Any, Int64]]:
@@ -345,7 +175,7 @@ def _pages(images: UInt8, storage: Storage, page_size: int) -> Iterator[tuple[An
     yield b"".join(samples), np.array([len(sample) for sample in samples])
 
 
-def _channel_statistics(images: UInt8) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: UInt8) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in 0..1, from exact integer sums."""
     channels = images.shape[3]
     total = np.zeros((2, channels), np.int64)
@@ -359,22 +189,6 @@ def _channel_statistics(images: UInt8) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(first.tolist()), tuple(deviation.tolist())
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(file: IO[Any]) -> None:
+def sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write the prepared data ({error.strerror or error}); expected a "
-            "writable folder with free space: name one with --data.cache DIR"
-        ) from error

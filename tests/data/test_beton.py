@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_train.data import beton
+from dist_train.data import beton, prepare
 from dist_train.errors import UserError
 
 
@@ -37,7 +37,7 @@ def never() -> Any:
     raise AssertionError("the data set was loaded again")
 
 
-def assert_holds(prepared: beton.Prepared, dataset: Any) -> None:
+def assert_holds(prepared: prepare.Prepared, dataset: Any) -> None:
     for path, split in ((prepared.train, dataset.train), (prepared.test, dataset.test)):
         np.testing.assert_array_equal(beton.read_images(path), split.images)
         np.testing.assert_array_equal(beton.read_labels(path), split.labels)
@@ -59,7 +59,7 @@ def ffcv() -> Iterator[Any]:
 def test_what_is_written_is_read_back(tmp_path: Path, channels: int) -> None:
     # Three pages of 2 MiB for three channels, with a rest at the end of each.
     dataset = make_dataset(channels, samples=1000, side=40)
-    prepared = beton.prepare(lambda: dataset, tmp_path / "a" / "b")
+    prepared = prepare.prepare(lambda: dataset, tmp_path / "a" / "b")
     assert_holds(prepared, dataset)
     manifest = prepared.manifest
     assert (manifest.dataset, manifest.storage, manifest.classes) == ("noise", "raw", ("a", "b"))
@@ -68,7 +68,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, channels: int) -> None:
     scaled = dataset.train.images / 255
     np.testing.assert_allclose(manifest.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(manifest.std, scaled.std((0, 1, 2)), rtol=1e-9)
-    assert beton.prepare(never, tmp_path / "a" / "b") == prepared
+    assert prepare.prepare(never, tmp_path / "a" / "b") == prepared
 
 
 KEPT: list[Any] = []
@@ -81,7 +81,7 @@ def test_ffcv_reads_our_file(tmp_path: Path, ffcv: Any, channels: int, os_cache:
     from ffcv.loader import Loader
 
     dataset = make_dataset(channels, samples=1000, side=40)
-    path = beton.prepare(lambda: dataset, tmp_path).train
+    path = prepare.prepare(lambda: dataset, tmp_path).train
     loader = Loader(str(path), 96, num_workers=1, os_cache=os_cache, drop_last=False, seed=0)
     KEPT.append(loader)
     table, page_size = loader.reader.alloc_table, loader.reader.page_size
@@ -124,7 +124,7 @@ def test_ffcv_writes_the_same_samples(tmp_path: Path, ffcv: Any) -> None:
 
 def test_jpeg(tmp_path: Path) -> None:
     dataset = make_dataset(samples=3000, side=31)  # noise: the JPEGs fill more than one page
-    prepared = beton.prepare(lambda: dataset, tmp_path, storage="jpeg")
+    prepared = prepare.prepare(lambda: dataset, tmp_path, storage="jpeg")
     np.testing.assert_array_equal(beton.read_labels(prepared.train), dataset.train.labels)
     with pytest.raises(UserError, match="holds JPEG"):
         beton.read_images(prepared.train)
@@ -135,15 +135,15 @@ def test_jpeg(tmp_path: Path) -> None:
 
 def test_jpeg_wants_colour(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--data\.storage jpeg: expected colour"):
-        beton.prepare(lambda: make_dataset(1), tmp_path, storage="jpeg")
+        prepare.prepare(lambda: make_dataset(1), tmp_path, storage="jpeg")
 
 
 def test_other_settings_are_made_anew(tmp_path: Path) -> None:
     small, large = make_dataset(samples=10), make_dataset(samples=20)
-    beton.prepare(lambda: small, tmp_path, key="10")
-    assert_holds(beton.prepare(lambda: large, tmp_path, key="20"), large)
-    beton.prepare(lambda: large, tmp_path, key="20", storage="jpeg")
-    assert beton.prepare(never, tmp_path, key="20", storage="jpeg").manifest.storage == "jpeg"
+    prepare.prepare(lambda: small, tmp_path, key="10")
+    assert_holds(prepare.prepare(lambda: large, tmp_path, key="20"), large)
+    prepare.prepare(lambda: large, tmp_path, key="20", storage="jpeg")
+    assert prepare.prepare(never, tmp_path, key="20", storage="jpeg").manifest.storage == "jpeg"
 
 
 def truncate(path: Path) -> None:
@@ -182,14 +182,14 @@ def test_damage_is_noticed_and_mended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Any, report: str
 ) -> None:
     dataset = make_dataset()
-    beton.prepare(lambda: dataset, tmp_path)
+    prepare.prepare(lambda: dataset, tmp_path)
     damage(tmp_path / name)
     with caplog.at_level(logging.WARNING):
-        assert_holds(beton.prepare(lambda: dataset, tmp_path), dataset)
+        assert_holds(prepare.prepare(lambda: dataset, tmp_path), dataset)
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: {report}; preparing it again"
     ]
-    beton.prepare(never, tmp_path)
+    prepare.prepare(never, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_header])
@@ -198,15 +198,15 @@ def test_damage_to_a_file_too_large_to_hash(
 ) -> None:
     monkeypatch.setattr(beton, "_HASHED_UP_TO", 0)
     dataset = make_dataset()
-    beton.prepare(lambda: dataset, tmp_path)
-    beton.prepare(never, tmp_path)
+    prepare.prepare(lambda: dataset, tmp_path)
+    prepare.prepare(never, tmp_path)
     damage(tmp_path / "test.beton")
-    assert_holds(beton.prepare(lambda: dataset, tmp_path), dataset)
+    assert_holds(prepare.prepare(lambda: dataset, tmp_path), dataset)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_header, garble, Path.unlink])
 def test_readers_refuse_damaged_files(tmp_path: Path, damage: Any) -> None:
-    path = beton.prepare(make_dataset, tmp_path).train
+    path = prepare.prepare(make_dataset, tmp_path).train
     damage(path)
     for read in (beton.read_images, beton.read_labels):
         with pytest.raises(UserError, match=r"train\.beton: .*expected a") as raised:
@@ -228,7 +228,7 @@ KILLED = f"""
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from dist_train.data import beton
+from dist_train.data import beton, prepare
 from test_beton import make_dataset
 
 left = int(sys.argv[2])
@@ -250,26 +250,26 @@ def pages(*arguments, write=beton._pages):
 beton._pages = pages
 os.fsync = counted(os.fsync)
 Path.replace = counted(Path.replace)
-beton.prepare(lambda: make_dataset(samples=20), Path(sys.argv[1]), key="new")
+prepare.prepare(lambda: make_dataset(samples=20), Path(sys.argv[1]), key="new")
 """
 
 
 @pytest.mark.parametrize("calls", range(9))
 def test_killed_conversion_leaves_nothing_for_good(tmp_path: Path, calls: int) -> None:
     old, new = make_dataset(samples=10), make_dataset(samples=20)
-    beton.prepare(lambda: old, tmp_path, key="old")
+    prepare.prepare(lambda: old, tmp_path, key="old")
     # Two pages, three files forced to the disk, three renamed: the ninth call never comes.
     killed = run_python(KILLED, tmp_path, calls) == -9
     assert killed == (calls < 8)
-    assert_holds(beton.prepare((lambda: new) if killed else never, tmp_path, key="new"), new)
-    beton.prepare(never, tmp_path, key="new")
+    assert_holds(prepare.prepare((lambda: new) if killed else never, tmp_path, key="new"), new)
+    prepare.prepare(never, tmp_path, key="new")
 
 
 COUNTED = f"""
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from dist_train.data import beton
+from dist_train.data import beton, prepare
 from test_beton import assert_holds, make_dataset
 
 def load():
@@ -278,7 +278,7 @@ def load():
     time.sleep(0.5)
     return make_dataset()
 
-assert_holds(beton.prepare(load, Path(sys.argv[1]) / "set"), make_dataset())
+assert_holds(prepare.prepare(load, Path(sys.argv[1]) / "set"), make_dataset())
 """
 
 
@@ -291,7 +291,7 @@ def test_two_processes_convert_once(tmp_path: Path) -> None:
 
 def assert_refused(folder: Path, load: Any) -> None:
     with pytest.raises(UserError, match=r"cannot write .*--data\.cache DIR") as raised:
-        beton.prepare(load, folder)
+        prepare.prepare(load, folder)
     assert str(raised.value).startswith(f"{folder}: ")
     assert "\n" not in str(raised.value)
 
@@ -306,11 +306,11 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise PermissionError(13, "Permission denied", str(path))
 
     dataset = make_dataset()
-    beton.prepare(lambda: dataset, tmp_path / "good")
+    prepare.prepare(lambda: dataset, tmp_path / "good")
     monkeypatch.setattr(
         beton, "FileLock", lambda path: SimpleNamespace(acquire=lambda: refuse(path))
     )
-    assert_holds(beton.prepare(never, tmp_path / "good"), dataset)
+    assert_holds(prepare.prepare(never, tmp_path / "good"), dataset)
     assert_refused(tmp_path / "none", never)
 
 
@@ -322,4 +322,4 @@ def test_full_disk(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == []
-    beton.prepare(make_dataset, tmp_path)
+    prepare.prepare(make_dataset, tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_train.data import beton
+from dist_train.data import beton, prepare
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
@@ -34,7 +34,7 @@ def write(folder: Path, channels: int, storage: beton.Storage = "raw") -> Path:
     images = corners.repeat(20, 1).repeat(22, 2)
     split = SimpleNamespace(images=images, labels=np.arange(SAMPLES))
     dataset = SimpleNamespace(name="smooth", train=split, test=split, classes=("a",))
-    return beton.prepare(lambda: dataset, folder, storage=storage).train
+    return prepare.prepare(lambda: dataset, folder, storage=storage).train
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,116 @@
+"""Optimizers, their parameter groups, and schedules."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dist_train import optim
+from dist_train.optim.muon import Muon, orthogonalize
+from dist_train.optim.schedules import factor
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 10)
+    )
+
+
+def built(network: nn.Module, optimizer: object) -> list[torch.optim.Optimizer]:
+    return optim.build(
+        network,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        learning_rate=0.1,
+        bias_learning_rate=0.02,
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=0.01,
+        muon_learning_rate=0.05,
+        muon_momentum=0.6,
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+def test_every_trained_parameter_is_in_one_group(optimizer: str) -> None:
+    network = model()
+    frozen = network[0].bias  # type: ignore[index]
+    frozen.requires_grad_(False)
+    groups = [g for o in built(network, optimizer) for g in o.param_groups]
+    seen = [id(p) for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(id(p) for p in network.parameters() if p is not frozen)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+def test_weights_decay_and_biases_do_not(optimizer: str) -> None:
+    for group in (g for o in built(model(), optimizer) for g in o.param_groups):
+        dimensions = {parameter.ndim for parameter in group["params"]}
+        if dimensions == {1}:
+            assert (group["peak_lr"], group["weight_decay"]) == (0.02, 0.0)
+        elif "weight_decay" in group:
+            assert (group["peak_lr"], group["weight_decay"]) == (0.1, 0.01)
+        else:
+            assert dimensions == {4}
+            assert group["peak_lr"] == 0.05
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
+def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(*shape, generator=generator)
+    values = torch.linalg.svdvals(orthogonalize(matrices, steps=5))
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    alignment = (orthogonalize(matrices, steps=5) * (u @ v)).sum((1, 2)) / values.sum(1)
+    assert alignment.min() > 0.9
+
+
+def test_muon_does_the_same_for_a_stack_as_for_each_filter_alone() -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(8, 4, 3, 3) for _ in range(3)]
+    together = [nn.Parameter(weight.clone()) for weight in weights]
+    alone = [nn.Parameter(weight.clone()) for weight in weights]
+    optimizers = [Muon(together, lr=0.1, momentum=0.6)]
+    optimizers += [Muon([p], lr=0.1, momentum=0.6) for p in alone]
+    for step in range(3):
+        for a, b in zip(together, alone, strict=True):
+            a.grad = b.grad = torch.full_like(a, step + 1.0) + a.detach()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+        assert a.norm().item() == pytest.approx(math.sqrt(8), rel=0.5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+def test_every_optimizer_lowers_the_loss(optimizer: str) -> None:
+    network = model()
+    optimizers = built(network, optimizer)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 3, 5, 5, generator=generator)
+    y = torch.randint(0, 10, (32,), generator=generator)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_schedules_at_their_landmarks() -> None:
+    def at(step: int, schedule: str, **options: float) -> float:
+        return factor(step, 100, schedule=schedule, **options)  # type: ignore[arg-type]
+
+    assert [at(s, "constant") for s in (0, 50, 99)] == [1, 1, 1]
+    assert [at(s, "linear") for s in (0, 50, 100)] == [1, 0.5, 0]
+    assert at(100, "linear", final=0.1) == pytest.approx(0.1)
+    assert [at(s, "cosine") for s in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    assert at(75, "cosine", final=0.2) == pytest.approx(0.2 + 0.8 * (1 - math.cos(math.pi / 4)) / 2)
+    warm = [at(s, "cosine", warmup=0.1) for s in range(12)]
+    assert warm[:10] == pytest.approx([(s + 1) / 11 for s in range(10)])
+    assert warm[10] == max(warm) == 1

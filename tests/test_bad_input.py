@@ -1,0 +1,146 @@
+"""Each mistake gets one line that names the value and the remedy, and exit code 2."""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.conftest import SMALL, dist_train, real_data
+
+CIFAR = ["lenet", "--train.max_steps", "1", "--tracking.wandb", "off"]
+
+
+def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
+    """Exit code 2 and one line on stderr that holds what is expected."""
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("dist-train: error: ")
+    for part in expected:
+        assert part in lines[0], part
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("quickstrat", ["unknown recipe quickstrat", "quickstart"]),
+        ("lenet --train.epoch 3", ["--train.epoch:", "--train.epochs"]),
+        ("lenet --train.epochs many", ["--train.epochs many", "a number"]),
+        ("lenet --data.batch_size 1.5", ["--data.batch_size 1.5", "whole number"]),
+        ("lenet --data.flip randm", ["--data.flip randm", "random"]),
+        ("lenet --runtime.compile perhaps", ["perhaps", "true or false"]),
+        ("lenet --data.batch_size 0", ["--data.batch_size 0", "1 or more"]),
+        (
+            "lenet --data.batch_size 500 --model.batch_norm_group 64",
+            ["--data.batch_size 500", "multiple", "--model.batch_norm_group 64"],
+        ),
+        ("lenet --data.mixup 1 --data.cutmix 1", ["--data.mixup", "--data.cutmix"]),
+    ],
+)
+def test_a_wrong_command_line(arguments: str, expected: list[str], tmp_path: Path) -> None:
+    assert_refused(dist_train("train", *arguments.split(), cwd=tmp_path), *expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    done = dist_train("train", *CIFAR, "--data.root", "nowhere", cwd=tmp_path)
+    assert_refused(done, "--data.root nowhere", "data_batch_1", "--data.dataset shapes")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed"])
+def test_a_damaged_pickle(damage: str, tmp_path: Path) -> None:
+    source = real_data("cifar10") / "cifar10"
+    shutil.copytree(source, tmp_path / "data" / "cifar10")
+    path = tmp_path / "data" / "cifar10" / "cifar-10-batches-py" / "data_batch_3"
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        if damage == "truncated":
+            file.truncate(1_000_000)
+        else:
+            file.seek(1_000_000)
+            file.write(b"\0\1\2\3")
+    done = dist_train("train", *CIFAR, "--data.root", "data", cwd=tmp_path)
+    assert_refused(done, "data_batch_3", "md5")
+
+
+def test_a_truncated_beton_is_made_again(tmp_path: Path) -> None:
+    flags = ["cnn2", *SMALL, "--train.max_steps", "1"]
+    assert dist_train("prepare", *flags, cwd=tmp_path).returncode == 0
+    (path,) = (tmp_path / "data" / "prepared").glob("*/train.beton")
+    whole = path.read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(len(whole) // 2)
+    done = dist_train("train", *flags, "--name", "run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "train.beton has the wrong size; preparing it again" in done.stderr
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("flag", ["--output", "--data.cache"])
+def test_an_unwritable_folder(flag: str, tmp_path: Path, cache: Path) -> None:
+    # Below a file nobody can make a folder, not even root.
+    (tmp_path / "file").touch()
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), flag, "file/folder"]
+    assert_refused(dist_train("train", *flags, cwd=tmp_path), "file/folder")
+
+
+def test_a_read_only_data_folder_is_enough(tmp_path: Path) -> None:
+    root = real_data("mnist")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    flags = ["--data.dataset", "mnist", "--data.root", str(root), "--data.cache", "prepared"]
+    assert dist_train("prepare", "lenet", *flags, cwd=tmp_path).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_port_that_is_taken(tmp_path: Path, cache: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        done = dist_train(
+            *("train", "cnn2", *SMALL, "--data.cache", str(cache)),
+            cwd=tmp_path,
+            RANK="0",
+            LOCAL_RANK="0",
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}" in done.stderr.splitlines()[-1]
+    assert "--main_process_port" in done.stderr.splitlines()[-1]
+
+
+def test_a_missing_gpu(tmp_path: Path, cache: Path) -> None:
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--runtime.device", "cuda"]
+    done = dist_train("train", *flags, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert_refused(done, "--runtime.device cuda", "--runtime.device cpu")
+
+
+def test_missing_ffcv(tmp_path: Path, cache: Path) -> None:
+    # A package of that name that cannot be imported stands in front of the real one.
+    (tmp_path / "site" / "ffcv").mkdir(parents=True)
+    broken = tmp_path / "site" / "ffcv" / "__init__.py"
+    broken.write_text("raise ImportError('libopencv_core.so: cannot open shared object file')")
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "1"]
+    stream = ["--data.loader", "stream"]
+    done = dist_train("train", *flags, *stream, cwd=tmp_path, PYTHONPATH=path)
+    assert_refused(done, "stream needs FFCV", "launch/setup.sh", "--data.loader resident")
+    done = dist_train("train", *flags, "--name", "run", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0
+    assert "resident loader" in done.stdout
+
+
+def test_a_run_that_is_no_run(tmp_path: Path) -> None:
+    assert_refused(dist_train("eval", "nothing", cwd=tmp_path), "nothing", "config.json")
+
+
+def test_too_few_samples_for_a_batch(tmp_path: Path, cache: Path) -> None:
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--data.batch_size", "1000"]
+    done = dist_train("train", *flags, cwd=tmp_path)
+    assert_refused(done, "--data.batch_size 1000", "500 training images")
