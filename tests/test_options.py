@@ -87,4 +87,4 @@ def test_show_images_draws_what_the_model_sees(tmp_path: Path, cache: Path) -> N
     assert done.returncode == 0
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size[0] > picture.size[1] > 200
-        assert len(set(picture.getdata())) > 1000
+        assert len(picture.getcolors(1 << 20) or ()) > 1000

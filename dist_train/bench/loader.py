@@ -186,9 +186,20 @@ def stream_rate(
     backend: str | None = None,
 ) -> Rate:
     """What train.py iterates over: order, images, labels and draws; then perhaps Augment."""
-    batches, judge = build.open_data(data, prepared, "stream", here, 0, 0)
-    judge.loader.close()
-    resources.callback(batches.loader.close)
+    labels = beton.read_labels(prepared.train)
+    loader = StreamLoader(
+        prepared.train, batch_size=BATCH_SIZE, device=here.device, threads=data.threads
+    )
+    resources.callback(loader.close)
+    batches = TrainBatches(
+        loader=loader,
+        labels=torch.from_numpy(labels).to(here.device),
+        order=Order(np.arange(len(labels)), BATCH_SIZE, seed=0),
+        policy=build.policy(data),
+        image_size=prepared.manifest.image_shape[:2],
+        rank=0,
+        world_size=1,
+    )
     augment = build.augmentation(data, prepared.manifest).to(here.device)
     if backend is not None:
         augment.compile(backend=backend, dynamic=False)

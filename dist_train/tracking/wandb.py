@@ -60,6 +60,7 @@ class WandB:
     ) -> None:
         import wandb  # seconds; not paid by runs without it
 
+        self._mode = mode
         id_file = folder / "wandb-id"
         run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
         id_file.write_text(run_id)
@@ -87,4 +88,7 @@ class WandB:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See Tracker."""
         self._run.summary.update(dict(summary))
+        folder = self._run.dir
         self._run.finish()
+        if self._mode == "offline":
+            print(f"W&B: wandb sync {Path(folder).parent}", flush=True)
