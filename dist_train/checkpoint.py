@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_train.files import write_atomically
+from dist_train.errors import UserError
+from dist_train.files import link_atomically, write_atomically
 
 log = logging.getLogger("dist_train")
 
@@ -58,7 +60,9 @@ class TrainState:
 
 
 class Checkpoints:
-    """The newest `keep` states of a run, `step-<n>.pt` each.
+    """The newest `keep` states of a run and its best one, `step-<n>.pt` each.
+
+    They are written in a thread of their own. `latest` and `best` are links to two of them.
 
     Args:
         folder: made when the first one is written.
@@ -67,17 +71,36 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
-    def save(self, state: TrainState) -> Path:
-        """Writes to a temporary name, syncs, renames; then removes what is too old."""
+    def save(self, state: TrainState, *, best: bool) -> None:
+        """Copies the state; the thread writes it while training goes on.
+
+        What cannot be written is reported, and the next save tries again.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._write, asdict(state), best)  # asdict copies
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, fields: dict[str, Any], best: bool) -> None:
         buffer = io.BytesIO()
-        torch.save(asdict(state), buffer)
+        torch.save(fields, buffer)
         payload = buffer.getvalue()
-        path = self.folder / f"step-{state.step:09d}.pt"
-        write_atomically(path, hashlib.sha256(payload).digest() + payload)
-        for old in self._paths()[self.keep :]:
-            old.unlink(missing_ok=True)
-        return path
+        path = self.folder / f"step-{fields['step']:09d}.pt"
+        try:
+            write_atomically(path, hashlib.sha256(payload).digest() + payload)
+            for name in ("latest", "best") if best else ("latest",):
+                link_atomically(self.folder / name, path.name)
+            for old in self._paths()[self.keep :]:
+                if not old.samefile(self.folder / "best"):
+                    old.unlink()
+        except (UserError, OSError) as error:
+            log.warning("no checkpoint at step %d: %s", fields["step"], error)
 
     def load_latest(self) -> TrainState | None:
         """The newest whole state; damaged files are reported and passed over."""

@@ -27,7 +27,7 @@ COMMAND --help tells more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, or 2 for what the user can mend."""
+    """Runs a command; returns the exit code: 0; 2 for what the user can mend; 75 for go on."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"unknown command {command}: {options.nearest(command, list(COMMANDS))}"
             )
-        COMMANDS[command](rest)
+        return COMMANDS[command](rest) or 0
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -58,15 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prefix = f"[rank {rank}] " if rank else ""
         print(f"{prefix}dist-train: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> int:
     """`dist-train train`."""
     config, _ = options.parse(arguments, "dist-train train")
+    from dist_train.preemption import EXIT_CODE, Preempted
     from dist_train.train import train as run
 
-    run(config)
+    try:
+        run(config)
+    except Preempted as preempted:
+        logging.getLogger("dist_train").info("%s", preempted)
+        return EXIT_CODE
+    return 0
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -127,7 +134,7 @@ def bench(arguments: Sequence[str]) -> None:
     main(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "prepare": prepare,
     "eval": evaluate,

@@ -1,6 +1,7 @@
 """Writing files that are never half there."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from dist_train.errors import UserError
@@ -21,7 +22,16 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space, or choose another --output"
         ) from error
+
+
+def link_atomically(path: Path, target: str) -> None:
+    """Makes `path` a link to a neighbour, in place of what it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)

@@ -18,6 +18,7 @@ from dist_train.evaluate import Evaluation, evaluate
 from dist_train.metrics import Clock, Progress, forward_flops
 from dist_train.models.norm import set_rank_share
 from dist_train.optim.schedules import factor
+from dist_train.preemption import Preempted, watch
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 from dist_train.tracking import Trackers
@@ -31,6 +32,7 @@ def train(config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: the settings cannot be carried out here.
+        Preempted: a signal or the stop file ended the run early.
     """
     clock = Clock()
     with runtime.start(config.runtime) as here:
@@ -93,7 +95,7 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
                 model, augment, judge.loader, judge.labels, judge.ids, here, batch_size, tta=tta
             )
 
-    def save() -> None:
+    def save(*, best: bool) -> None:
         with clock.phase("checkpoint"):
             buffers = here.gather({name: b.cpu() for name, b in model.named_buffers()})
             if here.is_main:
@@ -107,7 +109,8 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
                         best_accuracy=best_accuracy,
                         seconds=clock.read(),
                         resumed_from=resumed_from,
-                    )
+                    ),
+                    best=best,
                 )
 
     trackers = Trackers([])
@@ -117,7 +120,7 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
     eval_steps = config.train.eval_every * steps_per_epoch
     checkpoint_steps = config.checkpoint.every_steps or eval_steps
     result, metrics = None, dict[str, float]()
-    with clock.phase("train"):
+    with clock.phase("train"), watch(folder / "STOP", here) as stop_requested:
         progress = Progress(here, clock)
         for batch in clock.waiting(batches.steps(step, total_steps)):
             set_learning_rates(optimizers, config.optim, step, total_steps)
@@ -129,20 +132,27 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
             step += 1
 
             last = step == total_steps
+            stop = stop_requested() and not last
             eval_due = last or is_due(step, eval_steps)
+            improved = False
             if eval_due or is_due(step, config.train.log_every):
                 metrics = {"step": step, "epoch": step / steps_per_epoch, "time": time.time()}
                 metrics |= progress.take()
                 metrics["optim/lr"] = optimizers[0].param_groups[0]["lr"]
                 if eval_due:
                     result = judged()
+                    improved = result.accuracy > best_accuracy
                     best_accuracy = max(best_accuracy, result.accuracy)
                     metrics[f"{judge.split}/accuracy"] = result.accuracy
                     metrics[f"{judge.split}/loss"] = result.loss
                 trackers.log(metrics)
                 progress.restart()
-            if last or is_due(step, checkpoint_steps):
-                save()
+            if last or stop or improved or is_due(step, checkpoint_steps):
+                save(best=improved)
+            if stop:
+                trackers.finish({})
+                checkpoints.wait()
+                raise Preempted(f"{folder} stopped after step {step}; run again to go on")
 
     result = result or judged()
     with_tta = judged(tta=True) if config.train.tta else None
@@ -177,6 +187,7 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
         "git_commit": runs.git_commit(),
         "versions": runs.versions(),
     }
+    checkpoints.wait()
     if here.is_main:
         runs.finish(folder, model.state_dict(), summary)
     trackers.finish(summary)

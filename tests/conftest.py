@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 SMALL = [
     *("--data.dataset", "shapes", "--data.train_samples", "500", "--data.batch_size", "64"),
     *("--runtime.precision", "fp32", "--tracking.wandb", "off"),
+    *("--data.loader", "resident"),  # FFCV's import takes seconds, in each process
 ]
 
 

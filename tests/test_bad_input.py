@@ -128,10 +128,13 @@ def test_missing_ffcv(tmp_path: Path, cache: Path) -> None:
     broken.write_text("raise ImportError('libopencv_core.so: cannot open shared object file')")
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "1"]
-    stream = ["--data.loader", "stream"]
+    stream, auto = ["--data.loader", "stream"], ["--data.loader", "auto"]
     done = dist_train("train", *flags, *stream, cwd=tmp_path, PYTHONPATH=path)
     assert_refused(done, "stream needs FFCV", "launch/setup.sh", "--data.loader resident")
-    done = dist_train("train", *flags, "--name", "run", cwd=tmp_path, PYTHONPATH=path)
+    shutil.rmtree(tmp_path / "site")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import sys; sys.modules['ffcv'] = None")
+    done = dist_train("train", *flags, *auto, "--name", "run", cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0
     assert "resident loader" in done.stdout
 

@@ -41,13 +41,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("subject", nargs="?", choices=list(SUBJECTS), help="unset: all three")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--seconds", type=float, help="length of each timing")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; 3 if unset")
+    parser.add_argument("--repeats", type=int, help="rounds of timings")
     parser.add_argument("--data.root", dest="root", help="folder that holds CIFAR-10")
     parser.add_argument(
         "--data.cache", dest="cache", default=defaults.cache, help="folder of prepared files"
     )
     given = parser.parse_args(arguments)
-    at_least("--repeats", given.repeats, 1)
+    if given.repeats is not None:
+        at_least("--repeats", given.repeats, 1)
     if given.seconds is not None:
         require(
             0 < given.seconds < float("inf"), f"--seconds {given.seconds}: expected more than 0"

@@ -29,11 +29,14 @@ from dist_train.bench.rivals import (
 )
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.config import DataConfig, RuntimeConfig
+from dist_train.data import beton
+from dist_train.data.batches import TrainBatches
+from dist_train.data.order import Order
 from dist_train.data.prepare import Prepared, prepare_dataset
 from dist_train.data.streaming import StreamLoader
 from dist_train.runtime import Runtime
 
-SECONDS = 0.4
+SECONDS, REPEATS = 0.4, 3
 
 
 def measure(settings: Settings) -> Measurements:
@@ -43,10 +46,11 @@ def measure(settings: Settings) -> Measurements:
         UserError: there is no data.
     """
     found = Measurements()
+    seconds, repeats = settings.seconds or SECONDS, settings.repeats or REPEATS
     data = replace(settings.data, batch_size=BATCH_SIZE)
     with runtime.start(RuntimeConfig()) as here, ExitStack() as resources:
         prepared = prepare_dataset(data)
-        ffcv_augmented = first_batches(found, prepared, here, settings.repeats)
+        ffcv_augmented = first_batches(found, prepared, here, repeats)
         contestants = {
             **decoders(data, prepared, here, resources),
             **augmenters(data, prepared, here, resources),
@@ -59,9 +63,8 @@ def measure(settings: Settings) -> Measurements:
         for name, (_, rate) in contestants.items():
             note(f"warming up {name}")
             rate(0)
-        seconds = settings.seconds or SECONDS
         timings = {name: partial(rate, seconds) for name, (_, rate) in contestants.items()}
-        rates = alternate(timings, settings.repeats)
+        rates = alternate(timings, repeats)
         for name, (what, _) in contestants.items():
             found.add(f"images_per_second_{name}", f"batches of {BATCH_SIZE}: {what}", rates[name])
 

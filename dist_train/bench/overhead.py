@@ -17,7 +17,7 @@ from dist_train.data.prepare import prepare_dataset
 from dist_train.recipes import RECIPES
 from dist_train.train import train
 
-SECONDS = 8.0
+SECONDS, REPEATS = 4.0, 5
 BATCH_SIZE = 512
 READY_BATCHES = 8
 
@@ -38,7 +38,7 @@ def measure(settings: Settings) -> Measurements:
                 bare: partial(bare_seconds, config, steps),
                 loop: partial(loop_seconds, config, steps),
             },
-            settings.repeats,
+            settings.repeats or REPEATS,
         )
         task = f"{steps} steps of {BATCH_SIZE} images, model and optimizer of recipe {recipe}"
         found.add(bare, f"{task}; inputs ready in memory as normalised floats", times[bare])

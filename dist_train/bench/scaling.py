@@ -13,7 +13,7 @@ from dist_train import runs, runtime
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.data.prepare import prepare_dataset
 
-SECONDS = 10.0
+SECONDS, REPEATS = 8.0, 3
 BATCH_SIZE = 512
 
 
@@ -44,7 +44,7 @@ def measure(settings: Settings) -> Measurements:
                 rate, ranks=ranks, threads=threads, steps=steps, batch_size=BATCH_SIZE * ideal
             ),
         },
-        settings.repeats,
+        settings.repeats or REPEATS,
     )
     found = Measurements()
     task = f"recipe resnet9 by torchrun on {device}, {precision}, {steps} steps"

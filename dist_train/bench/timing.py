@@ -19,8 +19,8 @@ class Settings:
 
     seconds: float | None
     """Length of each timing; None: the subject's own."""
-    repeats: int
-    """Rounds."""
+    repeats: int | None
+    """Rounds; None: the subject's own."""
     data: DataConfig
 
 

@@ -22,7 +22,7 @@ def inspect(run_folder: Path, *flags: str) -> str:
 
 
 def test_an_offline_run_holds_what_metrics_jsonl_holds(tmp_path: Path, cache: Path) -> None:
-    flags = ["cnn2", *SMALL[:-2], "--tracking.wandb", "offline", "--data.cache", str(cache)]
+    flags = ["cnn2", *SMALL, "--tracking.wandb", "offline", "--data.cache", str(cache)]
     flags += ["--name", "run", "--train.epochs", "2", "--train.log_every", "2"]
     done = dist_train("train", *flags, cwd=tmp_path)
     assert done.returncode == 0

@@ -1,0 +1,111 @@
+"""`dist-train bench`: one JSON object with figures that can be; never whether they are good."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.bench import TARGETS
+from dist_train.bench.timing import Measurements, alternate
+from dist_train.data.streaming import is_available
+from tests.conftest import dist_train, real_data
+
+RATIOS = {
+    "loader": {
+        "stream_vs_ffcv_raw",
+        "stream_vs_torchvision",
+        "augmented_vs_ffcv_augmented",
+        "first_batch_seconds",
+    },
+    "overhead": {"loop_vs_bare_resnet9", "loop_vs_bare_lenet"},
+    "scaling": {"two_ranks_vs_one_resnet9"},
+}
+
+needs_ffcv = pytest.mark.skipif(not is_available(), reason="FFCV is not installed")
+
+
+def bench(subject: str, cache: Path) -> dict[str, Any]:
+    """The report of the shortest run there is."""
+    done = dist_train(
+        *("bench", subject, "--json", "--seconds", "0.01", "--repeats", "1"),
+        *("--data.root", str(real_data("cifar10")), "--data.cache", str(cache)),
+        cwd=cache,
+    )
+    assert done.returncode == 0
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def assert_sound(report: dict[str, Any], subject: str) -> None:
+    """All keys are there, and every figure is finite and positive."""
+    assert set(report) == {"ratios", "measured", "hardware", "versions", "git_commit"}
+    assert set(report["ratios"]) == RATIOS[subject]
+    for name, figure in report["measured"].items():
+        assert name.startswith(("images_per_second_", "seconds_"))
+        assert figure["what"]
+        assert figure["min"] <= figure["median"] <= figure["max"]
+    figures = [value for figure in report["measured"].values() for value in figure["repeats"]]
+    for value in (*report["ratios"].values(), *figures):
+        assert isinstance(value, float)
+        assert math.isfinite(value)
+        assert value > 0
+    assert {"cpu", "cores", "torch_threads", "gpu"} == set(report["hardware"])
+    assert report["versions"]["torch"]
+
+
+@needs_ffcv
+def test_loader(cache: Path) -> None:
+    report = bench("loader", cache)
+    assert_sound(report, "loader")
+    assert {"images_per_second_stream", "images_per_second_ffcv_raw"} <= set(report["measured"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["overhead", "scaling"])
+def test_training(subject: str, cache: Path) -> None:
+    assert_sound(bench(subject, cache), subject)
+
+
+def test_every_ratio_has_a_line_in_the_table() -> None:
+    assert set(TARGETS) == set.union(*RATIOS.values())
+
+
+def test_rivals_take_turns_and_are_compared_within_a_round() -> None:
+    turns = []
+
+    def contestant(name: str, values: list[float]) -> float:
+        turns.append(name)
+        return values[turns.count(name) - 1]
+
+    # The machine gets ten times as fast; the ratio does not change.
+    results = alternate(
+        {
+            "a": lambda: contestant("a", [2.0, 20.0, 30.0]),
+            "b": lambda: contestant("b", [1.0, 10.0, 10.0]),
+        },
+        rounds=3,
+    )
+    assert turns == ["a", "b"] * 3
+    found = Measurements()
+    for name, values in results.items():
+        found.add(name, "a test", values)
+    assert found.paired("a", over="b") == 2.0
+    assert found.measured["a"]["median"] == 20.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["lader"], "lader"),
+        (["loader", "--seconds", "0"], "--seconds 0"),
+        (["loader", "--repeats", "0"], "--repeats 0"),
+        (["loader", "--data.batch_size", "4"], "--data.batch_size"),
+    ],
+)
+def test_a_wrong_command_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = dist_train("bench", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1

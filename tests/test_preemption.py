@@ -1,0 +1,119 @@
+"""A run that is told to stop saves itself, says "try again", and goes on to the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dist_train.preemption import EXIT_CODE
+from tests.conftest import SMALL, dist_train, metrics, summary, torchrun
+
+LONG = ["cnn2", *SMALL, "--train.epochs", "60", "--train.log_every", "1", "--train.eval_every", "0"]
+SIGNALS = [
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+]
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """A run in the background; what it says on stderr is in the file `errors`."""
+    with (folder / "errors").open("wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dist_train", "train", *flags],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def wait_for_steps(run_folder: Path, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (run_folder / "metrics.jsonl").exists() and len(metrics(run_folder)) >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run_folder} did not reach step {steps}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    flags = [*LONG, "--data.cache", str(cache), "--name", "run"]
+    assert dist_train("train", *flags, cwd=folder).returncode == 0
+    return folder / "runs" / "run"
+
+
+def assert_same_end(run_folder: Path, expected: Path) -> None:
+    ours, theirs = (load_file(f / "model.safetensors") for f in (run_folder, expected))
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name], weight), name
+    steps = [line["step"] for line in metrics(run_folder)]
+    assert steps == [line["step"] for line in metrics(expected)]
+    assert summary(run_folder)["test_accuracy"] == summary(expected)["test_accuracy"]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_signals(number: signal.Signals, tmp_path: Path, cache: Path, uninterrupted: Path) -> None:
+    flags = [*LONG, "--data.cache", str(cache), "--name", "run"]
+    process = start(tmp_path, *flags)
+    run_folder = tmp_path / "runs" / "run"
+    wait_for_steps(run_folder, 20)
+    asked = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(30) == EXIT_CODE
+    assert time.monotonic() - asked < 10
+    assert "run again to go on" in (tmp_path / "errors").read_text()
+    assert not (run_folder / "summary.json").exists()
+    assert dist_train("train", *flags, cwd=tmp_path).returncode == 0
+    (resumed_from,) = summary(run_folder)["resumed_from_step"]
+    assert resumed_from >= 20
+    assert_same_end(run_folder, uninterrupted)
+
+
+def test_the_stop_file(tmp_path: Path, cache: Path, uninterrupted: Path) -> None:
+    flags = [*LONG, "--data.cache", str(cache), "--name", "run"]
+    process = start(tmp_path, *flags)
+    run_folder = tmp_path / "runs" / "run"
+    wait_for_steps(run_folder, 20)
+    (run_folder / "STOP").touch()
+    assert process.wait(30) == EXIT_CODE
+    (run_folder / "STOP").unlink()
+    assert dist_train("train", *flags, cwd=tmp_path).returncode == 0
+    assert_same_end(run_folder, uninterrupted)
+
+
+def test_a_supervisors_loop(tmp_path: Path, cache: Path, uninterrupted: Path) -> None:
+    # The loop that docs/distributed.md shows, with a kill -9 thrown in: no handler sees that.
+    flags = [*LONG, "--data.cache", str(cache), "--name", "run", "--checkpoint.every_steps", "16"]
+    run_folder = tmp_path / "runs" / "run"
+    for number, steps in ((signal.SIGUSR1, 20), (signal.SIGKILL, 90)):
+        process = start(tmp_path, *flags)
+        wait_for_steps(run_folder, steps)
+        process.send_signal(number)
+        assert process.wait(30) in (EXIT_CODE, -signal.SIGKILL)
+    assert dist_train("train", *flags, cwd=tmp_path).returncode == 0
+    assert len(summary(run_folder)["resumed_from_step"]) == 2
+    assert_same_end(run_folder, uninterrupted)
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path, cache: Path) -> None:
+    # The stop file is seen by rank 0 alone; the ranks agree, or one of them would hang.
+    flags = [*LONG, "--data.cache", str(cache), "--name", "run"]
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / "STOP").touch()
+    done = torchrun(2, "train", *flags, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "stopped after step 2" in done.stderr
+    (tmp_path / "runs" / "run" / "STOP").unlink()
+    done = torchrun(2, "train", *flags, "--train.log_every", "7", cwd=tmp_path)
+    assert done.returncode == 0
+    assert summary(tmp_path / "runs" / "run")["resumed_from_step"] == [2]
