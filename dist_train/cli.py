@@ -21,6 +21,7 @@ commands:
   eval RUN                                       evaluate a finished run's weights again
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
        [--images FILE.png]                       draw a grid of augmented training images
+  report RUN... [--out FILE.png]                 plot accuracy and loss of runs
   bench loader|overhead|scaling [--json]         measure this machine against rivals
 
 COMMAND --help tells more."""
@@ -134,10 +135,23 @@ def bench(arguments: Sequence[str]) -> None:
     main(arguments)
 
 
+def report(arguments: Sequence[str]) -> None:
+    """`dist-train report`."""
+    parser = options.Parser(prog="dist-train report", description="Plot runs against each other.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
+    parser.add_argument("--out", default="report.png", help="a .png, .svg or .pdf file")
+    given = parser.parse_args(arguments)
+    from dist_train.report import plot_runs
+
+    plot_runs([Path(run) for run in given.runs], Path(given.out))
+    print(given.out)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "prepare": prepare,
     "eval": evaluate,
+    "report": report,
     "show": show,
     "bench": bench,
 }

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dist_train import build, runs, runtime
 from dist_train.config import RuntimeConfig
-from dist_train.data.augment import Augment
+from dist_train.data.augment import Augment, resize
 from dist_train.data.batches import Loader
 from dist_train.data.order import Ids
 from dist_train.data.prepare import prepare_dataset
@@ -41,6 +41,7 @@ def evaluate(
     runtime: Runtime,
     batch_size: int,
     *,
+    size: int | None = None,
     tta: bool = False,
 ) -> Evaluation:
     """Evaluates the bare model (not DDP's wrapper) on this rank's share of `ids`; sums once.
@@ -49,6 +50,7 @@ def evaluate(
         labels: int64 (N,) on the device, indexed by id.
         ids: the samples to evaluate, over all ranks.
         batch_size: of `loader`.
+        size: side in pixels to which images are resized; None for their own.
         tta: average the predictions for `views`.
 
     Raises:
@@ -66,7 +68,8 @@ def evaluate(
     model.eval()
     for images, target in zip(loader.epoch(ids), targets, strict=bool(len(ids))):
         with runtime.autocast():
-            logits = predict(model, augment(images), tta=tta)
+            x = augment(images)
+            logits = predict(model, x if size is None else resize(x, size), tta=tta)
         loss = F.cross_entropy(logits, target, reduction="sum")
         correct = (logits.argmax(1) == target).sum()
         sums += torch.stack([loss.double(), correct.double(), torch.ones_like(loss) * len(target)])

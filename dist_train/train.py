@@ -86,13 +86,20 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
         with clock.phase("compile"):
             warm_up(objective, model, next(batches.epoch(0)), set(sizes[step:]))
 
-    def judged(*, tta: bool = False) -> Evaluation:
+    def judged(size: int | None = None, *, tta: bool = False) -> Evaluation:
         here.synchronize()  # what is still queued is training
         with clock.phase("evaluate"):
             here.average_buffers(model)
-            batch_size = config.data.eval_batch_size
             return evaluate(
-                model, augment, judge.loader, judge.labels, judge.ids, here, batch_size, tta=tta
+                model,
+                augment,
+                judge.loader,
+                judge.labels,
+                judge.ids,
+                here,
+                config.data.eval_batch_size,
+                size=size,
+                tta=tta,
             )
 
     def save(*, best: bool) -> None:
@@ -140,7 +147,8 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
                 metrics |= progress.take()
                 metrics["optim/lr"] = optimizers[0].param_groups[0]["lr"]
                 if eval_due:
-                    result = judged()
+                    # Before the end, at the size that is being trained: another one says little.
+                    result = judged(None if last else sizes[step - 1])
                     improved = result.accuracy > best_accuracy
                     best_accuracy = max(best_accuracy, result.accuracy)
                     metrics[f"{judge.split}/accuracy"] = result.accuracy

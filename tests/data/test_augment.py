@@ -75,8 +75,8 @@ def test_flip_and_crop_are_those_of_a_padded_image(mode: Any) -> None:
     assert draws[:, FLIP].unique().tolist() == [0, 1]
     for i in range(64):
         y, left = int(draws[i, CROP_Y]), int(draws[i, CROP_X])
-        source = padded[i].flip(-1) if draws[i, FLIP] else padded[i]
-        expected = source[:, y : y + 32, left : left + 32].permute(1, 2, 0)
+        crop = padded[i, :, y : y + 32, left : left + 32].permute(1, 2, 0)
+        expected = crop.flip(1) if draws[i, FLIP] else crop
         assert_same_pixels(x[i : i + 1], normalized(expected[None]))
 
 

@@ -196,7 +196,7 @@ def test_damage_is_noticed_and_mended(
 def test_damage_to_a_file_too_large_to_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
 ) -> None:
-    monkeypatch.setattr(beton, "_HASHED_UP_TO", 0)
+    monkeypatch.setattr(prepare, "_HASHED_UP_TO", 0)
     dataset = make_dataset()
     prepare.prepare(lambda: dataset, tmp_path)
     prepare.prepare(never, tmp_path)
@@ -308,7 +308,7 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     dataset = make_dataset()
     prepare.prepare(lambda: dataset, tmp_path / "good")
     monkeypatch.setattr(
-        beton, "FileLock", lambda path: SimpleNamespace(acquire=lambda: refuse(path))
+        prepare, "FileLock", lambda path: SimpleNamespace(acquire=lambda: refuse(path))
     )
     assert_holds(prepare.prepare(never, tmp_path / "good"), dataset)
     assert_refused(tmp_path / "none", never)
