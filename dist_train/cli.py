@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_train import __version__, options
-from dist_train.config import RuntimeConfig
 from dist_train.errors import UserError
 
 USAGE = """usage: dist-train COMMAND ...
@@ -115,7 +114,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     from dist_train.evaluate import evaluate_run
 
-    result = evaluate_run(Path(given.run), RuntimeConfig())
+    result = evaluate_run(Path(given.run))
     if os.environ.get("RANK", "0") != "0":
         return
     if given.json:

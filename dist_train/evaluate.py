@@ -1,6 +1,6 @@
 """Exact distributed evaluation: every image is counted once, on any world size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_train import build, runs, runtime
-from dist_train.config import RuntimeConfig
 from dist_train.data.augment import Augment, resize
 from dist_train.data.batches import Loader
 from dist_train.data.order import Ids
@@ -80,8 +79,8 @@ def evaluate(
     return Evaluation(accuracy=right / total, loss=loss_sum / total, samples=total)
 
 
-def evaluate_run(folder: Path, settings: RuntimeConfig) -> dict[str, Any]:
-    """Evaluates a finished run's weights on the test set, on any number of ranks.
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Evaluates a finished run's weights on the test set, on any machine and number of ranks.
 
     Returns:
         run, samples, test_accuracy, test_accuracy_tta, test_loss and world_size.
@@ -93,6 +92,7 @@ def evaluate_run(folder: Path, settings: RuntimeConfig) -> dict[str, Any]:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{folder} is not finished: expected {weights}; run the same command again")
+    settings = replace(config.runtime, device="auto", compile=False)
     with runtime.start(settings) as here:
         prepared = prepare_dataset(config.data)
         loader = build.choose_loader(config.data, prepared.manifest, here)

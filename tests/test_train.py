@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,12 +185,13 @@ def test_losses_are_those_of_the_committed_file(small: Config) -> None:
         ),
         model=ModelConfig(name="resnet9", widths=(8, 8, 8, 8), batch_norm_group=16),
         optim=OptimConfig(
-            optimizer="muon", learning_rate=0.1, muon_learning_rate=0.02, nesterov=True,
+            optimizer="muon", learning_rate=0.02, muon_learning_rate=0.005, nesterov=True,
             schedule="linear", warmup=0.2, weight_decay=1e-3,
         ),
         train=replace(small.train, epochs=2.5, label_smoothing=0.1),
     )  # fmt: skip
     train(small)
+    # To make it anew after a change that is meant to change it: losses(small), written as JSON.
     assert losses(small) == pytest.approx(json.loads(GOLDEN.read_text()), rel=2e-3)
 
 
@@ -199,7 +201,7 @@ CURVES = {
     "without_norm": ["cnn3", "--optim.learning_rate", "0.02"],
     "grouped_norm": [
         *("resnet9", "--model.widths", "8,8,8,8", "--model.batch_norm_group", "16"),
-        *("--optim.learning_rate", "0.0005"),
+        *("--optim.learning_rate", "0.0001"),
     ],
     "cutmix": ["cnn2", "--data.cutmix", "1.0", "--optim.learning_rate", "0.02"],
 }
@@ -222,7 +224,7 @@ def test_the_curve_does_not_depend_on_the_world_size(
     one = runs[0]
     for other in runs[1:]:
         for a, b in zip(metrics(one), metrics(other), strict=True):
-            assert b["train/loss"] == pytest.approx(a["train/loss"], abs=1e-5), other
+            assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-5), other
             assert b["train/accuracy"] == pytest.approx(a["train/accuracy"], abs=0.02), other
         # Running statistics are part of what must not differ.
         assert summary(other)["test_loss"] == pytest.approx(summary(one)["test_loss"], abs=1e-4)
@@ -232,7 +234,13 @@ def test_the_curve_does_not_depend_on_the_world_size(
 def test_accelerate_launch_runs_the_main_job(processes: int, tmp_path: Path, cache: Path) -> None:
     config_file = "one_process.yaml" if processes == 1 else "cpu.yaml"
     done = run(
-        *("accelerate", "launch", "--config_file", str(REPOSITORY / "launch" / config_file)),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(REPOSITORY / "launch" / config_file),
+        ),
         *("--num_processes", str(processes), str(REPOSITORY / "dist_train" / "main.py")),
         *("cnn2", *SMALL, "--data.cache", str(cache), "--name", "run", "--train.max_steps", "4"),
         cwd=tmp_path,

@@ -140,9 +140,12 @@ def decoders(
     for suffix, threads in {"": data.threads, "_all_cores": cores()}.items():
         ours = stream_rate(replace(data, threads=threads), prepared, here, resources)
         theirs = ffcv_loader(prepared.train, raw_pipeline(here), threads, here)
-        contestants["stream" + suffix] = (f"uint8, labels, draws; {threads} threads", ours)
+        contestants["stream" + suffix] = (
+            f"uint8, labels, draws; decoding threads: {threads}",
+            ours,
+        )
         contestants["ffcv_raw" + suffix] = (
-            f"uint8, labels; {threads} workers",
+            f"uint8, labels; num_workers={threads}",
             ffcv_rate(theirs, here),
         )
     return contestants

@@ -88,8 +88,8 @@ def bare_seconds(config: Config, steps: int) -> float:
         augment = build.augmentation(config.data, prepared.manifest)
         model = here.place(build.network(config, prepared, augment))
         optimizers = build.optimizers(config.optim, model)
-        images = beton.read_images(prepared.train)[: READY_BATCHES * BATCH_SIZE]
-        labels = beton.read_labels(prepared.train)[: READY_BATCHES * BATCH_SIZE]
+        images = beton.read_images(prepared.train, READY_BATCHES * BATCH_SIZE)
+        labels = beton.read_labels(prepared.train)[: len(images)]
         ready = augment(torch.from_numpy(images)).to(here.device)
         targets = torch.from_numpy(labels).to(here.device)
         slices = [slice(i, i + BATCH_SIZE) for i in range(0, len(ready), BATCH_SIZE)]

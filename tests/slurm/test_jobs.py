@@ -1,0 +1,227 @@
+"""slurm/cifar.sh on a real cluster: jobs end, are stopped, lose nodes, and go on."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY, metrics, summary
+from tests.slurm.conftest import TINY, Job, Lab, until
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+TWO_NODES = ("--nodes=2", "--gpus-per-node=1")
+RUN = [*TINY, "--train.epochs", "60"]  # 420 steps
+ENDLESS = [*TINY, "--train.epochs", "100000", "--checkpoint.every_steps", "20"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: Lab) -> Job:
+    """A run of two nodes that nothing happens to."""
+    job = cluster.submit(*RUN, options=TWO_NODES, name="uninterrupted")
+    job.wait("COMPLETED")
+    return job
+
+
+def assert_same_end(job: Job, expected: Job) -> None:
+    ours, theirs = (load_file(j.run_folder / "model.safetensors") for j in (job, expected))
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name], weight), name
+    steps = [line["step"] for line in metrics(job.run_folder)]
+    assert steps == [line["step"] for line in metrics(expected.run_folder)]
+
+
+def test_two_nodes(uninterrupted: Job) -> None:
+    log = uninterrupted.log.read_text()
+    assert summary(uninterrupted.run_folder)["world_size"] == 2
+    assert "2 nodes x 1 processes, meeting at n0:" in log
+    assert "uninterrupted is finished" in log
+
+
+def test_usr1_saves_requeues_and_goes_on(lab: Lab, uninterrupted: Job) -> None:
+    # What SLURM sends before a time limit and a preemption.
+    job = lab.submit(*RUN, options=TWO_NODES, name="usr1")
+    job.wait_for_steps(40)
+    lab("scancel", "--signal=USR1", "--batch", job.number)
+    job.wait_for_requeue()
+    assert not (job.run_folder / "summary.json").exists()
+    job.wait("COMPLETED")
+    (resumed_from,) = summary(job.run_folder)["resumed_from_step"]
+    assert resumed_from >= 40
+    assert_same_end(job, uninterrupted)
+
+
+def test_a_wrong_flag_ends_the_job(lab: Lab) -> None:
+    job = lab.submit("cnn2", "--train.epoch", "3", name="wrong")
+    job.wait("FAILED")
+    assert job.field("ExitCode") == "2:0"
+    assert "did you mean --train.epochs?" in job.log.read_text()
+    assert job.field("Restarts") == "0"
+    assert not job.run_folder.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_a_node(lab: Lab) -> None:
+    flags = [*TINY, "--train.epochs", "2"]
+    job = lab.submit(*flags, options=("--nodes=2", "--gpus-per-node=2"), name="four")
+    job.wait("COMPLETED")
+    assert summary(job.run_folder)["world_size"] == 4
+
+
+@pytest.mark.slow
+def test_nodes_without_gpus(lab: Lab) -> None:
+    flags = [*TINY, "--train.epochs", "2"]
+    options = ("--nodes=1", "--gpus-per-node=0")
+    job = lab.submit(*flags, options=options, name="cpus", PROCESSES_PER_NODE="2")
+    job.wait("COMPLETED")
+    assert summary(job.run_folder)["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_the_defaults_on_one_node(lab: Lab) -> None:
+    # The #SBATCH lines as they are: log, name, CPUs and GPUs.
+    flags = [*TINY, "--train.epochs", "2", "--output", str(lab.folder / "runs")]
+    number = lab("sbatch", "--parsable", "slurm/cifar.sh", *flags)
+    name = f"cifar-{number}"
+    log = REPOSITORY / "slurm" / "logs" / f"{name}.out"
+    job = Job(lab, number, lab.folder / "runs" / name, log)
+    job.wait("COMPLETED")
+    assert summary(job.run_folder)["world_size"] == 1
+    assert f"{name} is finished" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.slow
+def test_the_time_limit(lab: Lab) -> None:
+    # Two starts of a minute at most; SLURM looks at limits every 30 s.
+    options = (*TWO_NODES, "--time=1", "--signal=B:USR1@30")
+    job = lab.submit(*ENDLESS, options=options, name="limit", STOP_SECONDS="25")
+    job.wait_for_requeue(1, seconds=120)
+    steps = [line["step"] for line in metrics(job.run_folder)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert f"stopped after step {len(steps)}" in job.log.read_text()
+    job.wait_for_steps(len(steps) + 20)
+    assert f"going on after step {len(steps)}" in job.log.read_text()
+
+
+@pytest.mark.slow
+def test_preemption(lab: Lab) -> None:
+    job = lab.submit(*ENDLESS, options=TWO_NODES, name="preempted")
+    job.wait_for_steps(40)
+    more_important = lab(
+        *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
+        *("--output=/dev/null", "--wrap", "sleep 1"),
+    )
+    job.wait_for_requeue()
+    stopped = len(metrics(job.run_folder))
+    assert f"stopped after step {stopped}" in job.log.read_text()
+    until(
+        lambda: "JobState=COMPLETED" in lab("scontrol", "show", "job", more_important),
+        "the more important job is done",
+    )
+    job.wait_for_steps(stopped + 20)
+    assert job.log.read_text().count("going on after step") == 1
+
+
+@pytest.mark.slow
+def test_scancel_saves_and_stays_cancelled(lab: Lab, uninterrupted: Job) -> None:
+    job = lab.submit(*RUN, options=TWO_NODES, name="cancelled")
+    job.wait_for_steps(40)
+    lab("scancel", job.number)
+    job.wait("CANCELLED")
+    assert job.field("Restarts") == "0"
+    stopped = len(metrics(job.run_folder))
+    until(lambda: len(lab.idle_nodes()) == 2, "the job has left its nodes")
+    latest = (job.run_folder / "checkpoints" / "latest").readlink().name
+    assert latest == f"step-{stopped:09d}.pt", job.story()
+    # The same run, by name, in another job.
+    again = lab.submit(*RUN, options=TWO_NODES, name="cancelled")
+    again.wait("COMPLETED")
+    assert summary(again.run_folder)["resumed_from_step"] == [stopped]
+    assert_same_end(again, uninterrupted)
+
+
+@pytest.mark.slow
+def test_requeues_are_bounded(lab: Lab) -> None:
+    job = lab.submit(*ENDLESS, options=TWO_NODES, name="bounded", MAX_REQUEUES="0")
+    job.wait_for_steps(20)
+    lab("scancel", "--signal=USR1", "--batch", job.number)
+    job.wait("FAILED")
+    assert job.field("ExitCode") == "75:0"
+    assert "submit again with --name bounded" in job.log.read_text()
+
+
+@pytest.mark.slow
+def test_what_fails_at_once_is_not_requeued(lab: Lab) -> None:
+    flags = ["cnn2", "--data.root", str(lab.folder / "no such folder"), "--tracking.wandb", "off"]
+    job = lab.submit(*flags, options=TWO_NODES, name="broken")
+    job.wait("FAILED")
+    assert "got no further: not requeued" in job.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "node"), [("kill", "n1"), ("kill", "n0"), ("crash", "n1"), ("part", "n1")]
+)
+def test_a_lost_node(lab: Lab, uninterrupted: Job, damage: str, node: str) -> None:
+    # n0 runs the batch script and rank 0. Nobody gets a signal: the last checkpoint has to do.
+    often = ("--checkpoint.every_steps", "20", "--runtime.timeout_seconds", "15")
+    job = lab.submit(*RUN, *often, options=TWO_NODES, name=f"{damage}-{node}")
+    job.wait_for_steps(60)
+    lab.node(damage, node)
+    job.wait_for_requeue()
+    lab.node("heal" if damage == "part" else "up", node)
+    job.wait("COMPLETED")
+    resumed_from = summary(job.run_folder)["resumed_from_step"]
+    assert resumed_from
+    assert resumed_from[0] % 20 == 0
+    assert_same_end(job, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_sweep(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.txt"
+    file.write_text("# three seeds\ncnn2 --seed 1\n\ncnn2 --seed 2\n  cnn2 --seed 3\n")
+    flags = [*TINY[1:], "--train.epochs", "2", "--output", str(tmp_path / "runs")]
+    number = lab(
+        *("sbatch", "--parsable", "--array=1-4", "--cpus-per-task=1", "--gpus-per-node=0"),
+        *(f"--output={tmp_path}/%A_%a.out", "slurm/sweep.sh", str(file), *flags),
+    )
+    runs = [tmp_path / "runs" / f"sweep-{number}_{task}" for task in (1, 2, 3)]
+
+    def ended() -> bool:
+        return not lab("squeue", "-h", "-j", number)
+
+    until(ended, "the sweep has ended", 120)
+    assert [summary(run)["seed"] for run in runs] == [1, 2, 3]
+    assert "no configuration 4" in (tmp_path / f"{number}_4.out").read_text()
+
+
+@pytest.mark.slow
+def test_ports_of_jobs_on_one_node(lab: Lab) -> None:
+    options = ("--nodes=1", "--gpus-per-node=0", "--nodelist=n0")
+    first = lab.submit(*ENDLESS, options=options, name="port-1", PROCESSES_PER_NODE="2")
+    second = lab.submit(*ENDLESS, options=options, name="port-2", PROCESSES_PER_NODE="2")
+    first.wait_for_steps(20)
+    second.wait_for_steps(20)
+    assert port(first) != port(second)
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_passed_over(lab: Lab) -> None:
+    options = ("--nodes=1", "--gpus-per-node=0", "--nodelist=n0")
+    free = lab("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true")
+    expected = 10000 + int(free) + 1
+    listener = f"import socket, time; s = socket.create_server(('', {expected})); time.sleep(300)"
+    lab("bash", "-c", f'setsid python3 -c "{listener}" >/dev/null 2>&1 &', node="n0")
+    job = lab.submit(*ENDLESS, options=options, name="port-3")
+    job.wait_for_steps(20)
+    assert port(job) == expected + 1
+
+
+def port(job: Job) -> int:
+    found = re.search(r"meeting at n0:(\d+)", job.log.read_text())
+    assert found
+    return int(found[1])
