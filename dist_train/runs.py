@@ -75,6 +75,18 @@ def describe(
     return "\n".join(lines)
 
 
+def result_line(folder: Path, summary: Mapping[str, Any]) -> str:
+    """How a run ended, in a line."""
+    split = "test" if summary["test_accuracy"] is not None else "validation"
+    accuracy, with_tta = summary[f"{split}_accuracy"], summary.get(f"{split}_accuracy_tta")
+    more = "" if with_tta is None else f" ({with_tta:.2%} with test-time augmentation)"
+    seconds = summary["seconds"]
+    return (
+        f"{folder}: {split} accuracy {accuracy:.2%}{more}; {summary['images_per_second']:,.0f} "
+        f"images/s; {seconds['train']:.0f} s of training in {seconds['total']:.0f} s"
+    )
+
+
 def finish(folder: Path, weights: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
     """Writes the final weights, then the summary that marks the run as finished."""
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}

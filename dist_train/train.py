@@ -41,7 +41,7 @@ def train(config: Config) -> dict[str, Any]:
         folder = Path(config.output) / name
         finished = here.on_main(lambda: runs.open_folder(folder, config))
         if finished:
-            here.say(f"{folder} is finished: see summary.json there, or choose another --name")
+            here.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
             return finished
         return run(config, folder, here, clock)
 
@@ -199,6 +199,7 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
     if here.is_main:
         runs.finish(folder, model.state_dict(), summary)
     trackers.finish(summary)
+    here.say(runs.result_line(folder, summary))
     return summary
 
 
