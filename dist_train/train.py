@@ -16,7 +16,7 @@ from dist_train.data.batches import Batch
 from dist_train.data.prepare import prepare_dataset
 from dist_train.evaluate import Evaluation, evaluate
 from dist_train.metrics import Clock, Progress, forward_flops
-from dist_train.models.norm import set_rank_share
+from dist_train.models.norm import grouped_norms
 from dist_train.optim.schedules import factor
 from dist_train.preemption import Preempted, watch
 from dist_train.runtime import Runtime
@@ -66,6 +66,7 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
     flops = forward_flops(model, manifest.image_shape)
     if state:
         model.load_state_dict(state.model)
+    norms = grouped_norms(model)
     optimizers = build.optimizers(config.optim, model)
     scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
     augment.to(here.device)
@@ -131,7 +132,8 @@ def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, 
         progress = Progress(here, clock)
         for batch in clock.waiting(batches.steps(step, total_steps)):
             set_learning_rates(optimizers, config.optim, step, total_steps)
-            set_rank_share(model, batch.share)
+            for norm in norms:
+                norm.rank_share = batch.share
             loss, correct = objective(batch.images, batch.labels, batch.draws, sizes[step])
             scaler.scale(loss * batch.share).backward()
             update(optimizers, scaler, model, config.optim.gradient_clip)

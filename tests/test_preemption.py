@@ -1,18 +1,20 @@
 """A run that is told to stop saves itself, says "try again", and goes on to the same weights."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dist_train.preemption import EXIT_CODE
-from tests.conftest import SMALL, dist_train, metrics, summary, torchrun
+from tests.conftest import REPOSITORY, SMALL, dist_train, metrics, summary, torchrun
 
 LONG = ["cnn2", *SMALL, "--train.epochs", "60", "--train.log_every", "1", "--train.eval_every", "0"]
 SIGNALS = [
@@ -91,16 +93,25 @@ def test_the_stop_file(tmp_path: Path, cache: Path, uninterrupted: Path) -> None
     assert_same_end(run_folder, uninterrupted)
 
 
-def test_a_supervisors_loop(tmp_path: Path, cache: Path, uninterrupted: Path) -> None:
-    # The loop that docs/distributed.md shows, with a kill -9 thrown in: no handler sees that.
-    flags = [*LONG, "--data.cache", str(cache), "--name", "run", "--checkpoint.every_steps", "16"]
-    run_folder = tmp_path / "runs" / "run"
+def test_the_documented_loop_goes_on_after_anything(
+    tmp_path: Path, cache: Path, uninterrupted: Path
+) -> None:
+    text = (REPOSITORY / "docs" / "distributed.md").read_text()
+    loop = text.partition("```sh\n")[2].partition("```")[0]
+    flags = [*LONG, "--data.cache", str(cache), "--checkpoint.every_steps", "16", "--name", "mine"]
+    shown = "dist-train train resnet18 --name mine --checkpoint.every_steps 500"
+    assert shown in loop
+    script = loop.replace(shown, shlex.join([sys.executable, "-m", "dist_train", "train", *flags]))
+    supervisor = subprocess.Popen(
+        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    run_folder = tmp_path / "runs" / "mine"
     for number, steps in ((signal.SIGUSR1, 20), (signal.SIGKILL, 90)):
-        process = start(tmp_path, *flags)
         wait_for_steps(run_folder, steps)
-        process.send_signal(number)
-        assert process.wait(30) in (EXIT_CODE, -signal.SIGKILL)
-    assert dist_train("train", *flags, cwd=tmp_path).returncode == 0
+        (trainer,) = psutil.Process(supervisor.pid).children()
+        trainer.send_signal(number)
+        trainer.wait(30)
+    assert supervisor.wait(120) == 0
     assert len(summary(run_folder)["resumed_from_step"]) == 2
     assert_same_end(run_folder, uninterrupted)
 

@@ -266,3 +266,26 @@ def test_every_test_image_is_counted_once(processes: int, tmp_path: Path, cache:
     expected = summary(tmp_path / "runs" / "run")
     assert result["test_accuracy"] == expected["test_accuracy"]
     assert result["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_compiled_run_draws_the_eager_curve(processes: int, tmp_path: Path, cache: Path) -> None:
+    flags = [
+        *("train", "cnn2", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
+        *("--train.max_steps", "10", "--data.drop_last", "false", "--optim.learning_rate", "0.01"),
+        *("--data.resolutions", "24", "--data.resolution_until", "0.5"),
+    ]
+    for name in ("eager", "compiled"):
+        more = ["--name", name, "--runtime.compile", str(name == "compiled")]
+        assert torchrun(processes, *flags, *more, cwd=tmp_path).returncode == 0
+    eager, compiled = (tmp_path / "runs" / name for name in ("eager", "compiled"))
+    for a, b in zip(metrics(eager), metrics(compiled), strict=True):
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-4)
+    assert summary(eager)["seconds"]["compile"] == 0
+    assert summary(compiled)["seconds"]["compile"] > 1
+    assert summary(compiled)["compile"] == "inductor"
+    # The names of the weights are those of the bare model.
+    names = [load_file(run / "model.safetensors").keys() for run in (eager, compiled)]
+    assert names[0] == names[1]
+    assert not any("_orig_mod" in name or "module." in name for name in names[1])

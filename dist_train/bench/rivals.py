@@ -42,9 +42,10 @@ BATCH_SIZE = 512
 PADDING, CUTOUT = 4, 8
 FIRST_BATCHES = 3  # torchvision's workers start and fill their queues meanwhile
 
-# Forks of a process that has imported everything and started no thread.
+# Forks of a process that has imported torch, but not FFCV: once numba has started TBB's threads, a
+# process that forks hangs when it ends.
 FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload([__name__])
+FRESH.set_forkserver_preload(["dist_train.build", "torchvision.datasets"])
 
 # Asks for batches for at least so many seconds; returns images/s.
 Rate = Callable[[float], float]

@@ -148,7 +148,7 @@ class Augment(nn.Module):
         """One gather of whole pixels; reflection is part of the index."""
         height, width, channels = self.image_shape
         device, padding = images.device, self.policy.crop_padding
-        top_left = draws[:, [CROP_Y, CROP_X]].int() - padding
+        top_left = draws[:, CROP_Y : CROP_X + 1].int() - padding
         y = torch.arange(height, device=device, dtype=torch.int32) + top_left[:, :1]
         x = torch.arange(width, device=device, dtype=torch.int32).expand(len(images), width)
         # The mirror image of the crop.

@@ -57,8 +57,6 @@ class BatchNorm(nn.BatchNorm2d):
         running.mul_(1 - self.momentum).add_(new, alpha=self.momentum * self.rank_share)
 
 
-def set_rank_share(model: nn.Module, share: float) -> None:
-    """Tell every `BatchNorm` how large this rank's part of the coming step is (1.0: equal)."""
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.rank_share = share
+def grouped_norms(model: nn.Module) -> list[BatchNorm]:
+    """The layers whose `rank_share` has to be kept up to date."""
+    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.group]

@@ -7,7 +7,7 @@ from torch import nn
 from dist_train import models
 from dist_train.config import ModelName
 from dist_train.errors import UserError
-from dist_train.models.norm import BatchNorm, set_rank_share
+from dist_train.models.norm import BatchNorm, grouped_norms
 from dist_train.models.whitened import whitening_convolution
 
 
@@ -93,7 +93,8 @@ def test_the_mean_of_the_ranks_memories_is_that_of_one_process(slices: tuple[int
     one(x)
     ranks = [BatchNorm(5, group=4), BatchNorm(5, group=4)]
     for rank, part, size in zip(ranks, x.split(slices), slices, strict=True):
-        set_rank_share(rank, size * 2 / 12)
+        (norm,) = grouped_norms(rank)
+        norm.rank_share = size * 2 / 12
         rank(part if size else x[:1])  # an empty slice is stood in for by a sample of share 0
     for name, expected in one.named_buffers():
         if expected.is_floating_point():
