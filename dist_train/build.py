@@ -73,7 +73,13 @@ def choose_loader(data: DataConfig, manifest: Manifest, runtime: Runtime) -> str
 def loader(kind: str, path: Path, *, batch_size: int, device: torch.device, threads: int) -> Loader:
     """A `stream` or `resident` loader of a prepared file."""
     if kind == "stream":
-        return StreamLoader(path, batch_size=batch_size, device=device, threads=threads)
+        return StreamLoader(
+            path,
+            batch_size=batch_size,
+            device=device,
+            threads=threads,
+            background=device.type == "cuda",
+        )
     return ResidentLoader(beton.read_images(path), batch_size=batch_size, device=device)
 
 

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from dist_train.bench.timing import Measurements, Settings
+from dist_train.bench.timing import Measurements, Settings, note
 from dist_train.config import DataConfig, at_least, require
 from dist_train.errors import UserError
 from dist_train.options import Parser
@@ -67,6 +67,11 @@ def collect(subjects: Sequence[str], settings: Settings) -> dict[str, Any]:
     """The figures, and what they were measured on."""
     from dist_train import runs
 
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        note(
+            f"{load:.1f} processes were busy here in the last minute: nothing is exact among others"
+        )
     ratios: dict[str, float] = {}
     measured: dict[str, Any] = {}
     for subject in subjects:
@@ -76,7 +81,7 @@ def collect(subjects: Sequence[str], settings: Settings) -> dict[str, Any]:
     return {
         "ratios": ratios,
         "measured": measured,
-        "hardware": hardware(),
+        "hardware": hardware() | {"load_before": load},
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
     }
@@ -109,12 +114,13 @@ def table(report: dict[str, Any]) -> str:
     machine = report["hardware"]
     lines.append(
         f"\n{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads, "
-        f"GPU: {', '.join(machine['gpu'] or ['none'])}"
+        f"GPU: {', '.join(machine['gpu'] or ['none'])}; load average before: "
+        f"{machine['load_before']:.1f}"
     )
     return "\n".join(lines)
 
 
-def loader(settings: Settings) -> Measurements:
+def measure_loader(settings: Settings) -> Measurements:
     """See bench.loader.
 
     Raises:
@@ -129,14 +135,14 @@ def loader(settings: Settings) -> Measurements:
     return measure(settings)
 
 
-def overhead(settings: Settings) -> Measurements:
+def measure_overhead(settings: Settings) -> Measurements:
     """See bench.overhead."""
     from dist_train.bench.overhead import measure
 
     return measure(settings)
 
 
-def scaling(settings: Settings) -> Measurements:
+def measure_scaling(settings: Settings) -> Measurements:
     """See bench.scaling."""
     from dist_train.bench.scaling import measure
 
@@ -144,7 +150,7 @@ def scaling(settings: Settings) -> Measurements:
 
 
 SUBJECTS: dict[str, Callable[[Settings], Measurements]] = {
-    "loader": loader,
-    "overhead": overhead,
-    "scaling": scaling,
+    "loader": measure_loader,
+    "overhead": measure_overhead,
+    "scaling": measure_scaling,
 }

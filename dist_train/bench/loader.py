@@ -193,8 +193,12 @@ def stream_rate(
 ) -> Rate:
     """What train.py iterates over: order, images, labels and draws; then perhaps Augment."""
     labels = beton.read_labels(prepared.train)
-    loader = StreamLoader(
-        prepared.train, batch_size=BATCH_SIZE, device=here.device, threads=data.threads
+    loader = build.loader(
+        "stream",
+        prepared.train,
+        batch_size=BATCH_SIZE,
+        device=here.device,
+        threads=data.threads,
     )
     resources.callback(loader.close)
     batches = TrainBatches(

@@ -69,8 +69,10 @@ def draw(
     if policy.cutout:
         table[:, CUT_Y] = whole(CUT_Y, image_size[0])
         table[:, CUT_X] = whole(CUT_X, image_size[1])
-    table[:, BRIGHTNESS] = 1 + policy.brightness * (2 * uniform(BRIGHTNESS) - 1)
-    table[:, CONTRAST] = 1 + policy.contrast * (2 * uniform(CONTRAST) - 1)
+    if policy.brightness:
+        table[:, BRIGHTNESS] = 1 + policy.brightness * (2 * uniform(BRIGHTNESS) - 1)
+    if policy.contrast:
+        table[:, CONTRAST] = 1 + policy.contrast * (2 * uniform(CONTRAST) - 1)
     if policy.mixes:
         table[:, MIX] = beta_quantile(policy.mixup or policy.cutmix)(uniform(MIX))
         table[:, BOX_Y] = whole(BOX_Y, image_size[0])
@@ -180,7 +182,7 @@ class Augment(nn.Module):
         if not side:
             return x
         box = self._box(draws[:, CUT_Y], draws[:, CUT_X], torch.full_like(draws[:, 0], side))
-        return torch.where(box, self.mean, x)
+        return x.lerp_(self.mean, box)  # exact for weights 0 and 1, and in place
 
     def _mix(self, x: Tensor, draws: Tensor) -> Tensor:
         """Samples with their partners: averaged (mix-up) or with a pasted box (CutMix)."""
@@ -191,7 +193,7 @@ class Augment(nn.Module):
         if self.policy.mixup:
             share = draws[:, MIX, None]
             return samples * share + partners * (1 - share)
-        return torch.where(self._cutmix_box(draws), partners, samples)
+        return torch.lerp(samples, partners, self._cutmix_box(draws))
 
     def own_share(self, draws: Tensor) -> Tensor:
         """How much of each mixed image is its own: float32 (n,), the weight of its label.
@@ -202,9 +204,7 @@ class Augment(nn.Module):
         draws = draws.chunk(2)[0]
         if self.policy.mixup:
             return draws[:, MIX]
-        channels = self.image_shape[-1]
-        covered = self._cutmix_box(draws)[:, ::channels].sum(1)
-        return 1 - covered / (self.image_shape[0] * self.image_shape[1])
+        return 1 - self._cutmix_box(draws).mean(1)
 
     def _cutmix_box(self, draws: Tensor) -> Tensor:
         height, width, _ = self.image_shape
@@ -212,17 +212,17 @@ class Augment(nn.Module):
         return self._box(draws[:, BOX_Y], draws[:, BOX_X], scale * height, scale * width)
 
     def _box(self, y: Tensor, x: Tensor, height: Tensor, width: Tensor | None = None) -> Tensor:
-        """Bytes within a box about each centre, clipped to the image: bool (n, H*W*C)."""
+        """1 within a box about each centre, clipped to the image, else 0: float32 (n, H*W*C)."""
         rows, columns, channels = self.image_shape
         width = height if width is None else width
 
-        def within(size: int, centre: Tensor, length: Tensor) -> Tensor:
+        def within(size: int, repeats: int, centre: Tensor, length: Tensor) -> Tensor:
             start = (centre - torch.floor(length / 2))[:, None]
-            i = torch.arange(size, device=centre.device)
-            return (i >= start) & (i < start + torch.floor(length)[:, None])
+            i = torch.arange(size * repeats, device=centre.device) // repeats
+            return ((i >= start) & (i < start + torch.floor(length)[:, None])).float()
 
-        box = within(rows, y, height)[:, :, None] & within(columns, x, width)[:, None, :]
-        return box[..., None].expand(*box.shape, channels).reshape(len(y), -1)
+        in_row, in_column = within(rows, 1, y, height), within(columns, channels, x, width)
+        return (in_row[:, :, None] * in_column[:, None, :]).view(len(y), -1)
 
 
 def reflect(index: Tensor, size: int) -> Tensor:

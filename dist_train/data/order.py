@@ -80,7 +80,11 @@ class Order:
     def epoch(self, epoch: int) -> Ids:
         """All samples of an epoch in their order, int64 (n,)."""
         bits = random_bits(self.seed, epoch, self.ids, SHUFFLE)
-        return self.ids[np.argsort(bits, kind="stable")]
+        # The position as the low half makes every key unique, so that any sort gives the same
+        # order, and NumPy's vectorised one (ten times as fast as its argsort) does.
+        low = np.uint64(0xFFFFFFFF)
+        keys = (bits & ~low) | np.arange(len(bits), dtype=np.uint64)
+        return self.ids[(np.sort(keys) & low).astype(np.int64)]
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[Ids]:
         """The global batches of an epoch from `first_step` on, int64 (<= batch_size,) each."""

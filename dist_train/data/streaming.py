@@ -1,6 +1,6 @@
 """FFCV reads a `.beton`: raw bytes (or JPEG) become uint8 batches on the device, nothing more.
 
-FFCV's compiled decoder runs in one thread of ours, some batches ahead of the consumer. FFCV's own
+FFCV's compiled decoder runs in one thread of ours, some batches ahead of a GPU. FFCV's own
 EpochIterator is not used: its consumer waits for ever when its thread dies, its thread when the
 consumer leaves; it draws a new ring of buffers each epoch, changes torch's thread count, and with
 a host that runs ahead of the GPU it overwrites pinned memory that is still being copied.
@@ -44,15 +44,25 @@ class StreamLoader:
     """
 
     def __init__(
-        self, path: Path, *, batch_size: int, device: torch.device, threads: int = 1
+        self,
+        path: Path,
+        *,
+        batch_size: int,
+        device: torch.device,
+        threads: int = 1,
+        background: bool = True,
     ) -> None:
         """Map the file and compile the decoder, which uses `threads` (for one channel, always 1).
+
+        In the `background`, a thread decodes ahead of the consumer. Where the consumer's own
+        computation has use for all cores, that thread only gets into its way.
 
         Raises UserError when FFCV is missing, the file is damaged, or there are too few cores.
         """
         self._path = path
         self._batch_size = batch_size
         self._device = device
+        self._background = background
         self._copy_stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -74,7 +84,8 @@ class StreamLoader:
         # The decoder is compiled for one dtype and checks no bounds: hand it a copy nobody changes.
         order = np.array(ids, np.uint64)
         starts = range(0, len(order), self._batch_size)
-        return self._batches([order[start : start + self._batch_size] for start in starts])
+        batches = [order[start : start + self._batch_size] for start in starts]
+        return self._decode_ahead(batches) if self._background else self._decode_now(batches)
 
     def close(self) -> None:
         """End the epoch under way, join the thread, release the buffers and the file."""
@@ -82,7 +93,15 @@ class StreamLoader:
         self._executor.shutdown()
         self._decode = _closed
 
-    def _batches(self, batches: list[Ids]) -> Generator[torch.Tensor]:
+    def _decode_now(self, batches: list[Ids]) -> Generator[torch.Tensor]:
+        for batch in batches:
+            try:
+                images = self._decode(batch, 0)
+            except Exception as error:
+                raise RuntimeError(f"{self._path}: reading failed: {error!r}") from error
+            yield images.to(self._device)
+
+    def _decode_ahead(self, batches: list[Ids]) -> Generator[torch.Tensor]:
         self._drain()
         pending = self._pending
 

@@ -59,10 +59,14 @@ def whitening_convolution(images: Tensor, patch: int = 2) -> nn.Conv2d:
         images: float32 (n, C, H, W), normalised.
     """
     channels = images.shape[1]
-    patches = images.unfold(2, patch, 1).unfold(3, patch, 1)  # n, C, H', W', patch, patch
-    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * patch * patch).double()
-    covariance = patches.T @ patches / len(patches)
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    size = channels * patch * patch
+    total, count = torch.zeros(size, size, dtype=torch.float64), 0
+    for part in torch.split(images, 250):  # patches are several times as large as the images
+        patches = part.unfold(2, patch, 1).unfold(3, patch, 1)  # n, C, H', W', patch, patch
+        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, size).double()
+        total += patches.T @ patches
+        count += len(patches)
+    eigenvalues, eigenvectors = torch.linalg.eigh(total / count)
     filters = (eigenvectors / torch.sqrt(eigenvalues + 5e-4)).T.flip(0)
     filters = filters.reshape(-1, channels, patch, patch).float()
     conv = nn.Conv2d(channels, 2 * len(filters), patch)

@@ -80,11 +80,14 @@ def assert_same_batches(streamed: StreamLoader, resident: ResidentLoader, images
 
 
 @needs_ffcv
+@pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize(("name", "threads"), [("rgb", 1), ("rgb", min(2, CORES)), ("grey", 1)])
-def test_loaders_agree(files: dict[str, Path], name: str, threads: int) -> None:
+def test_loaders_agree(files: dict[str, Path], name: str, threads: int, background: bool) -> None:
     images = beton.read_images(files[name])
     resident = ResidentLoader(images, batch_size=BATCH_SIZE, device=CPU)
-    streamed = StreamLoader(files[name], batch_size=BATCH_SIZE, device=CPU, threads=threads)
+    streamed = StreamLoader(
+        files[name], batch_size=BATCH_SIZE, device=CPU, threads=threads, background=background
+    )
     assert_same_batches(streamed, resident, images)
     streamed.close()
     resident.close()

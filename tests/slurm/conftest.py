@@ -107,20 +107,18 @@ class Job:
         until(reached, f"{self.run_folder} has {steps} steps", 120, self.story)
 
     def wait_for_requeue(self, requeues: int = 1, seconds: float = 60) -> None:
-        """Returns when the job waits to be started again, and skips the delay before that."""
+        """Returns when the job has ended that often, to be started again seconds later."""
 
         def requeued() -> bool:
             assert self.field("JobState") in ("PENDING", "RUNNING", "COMPLETING"), self.story()
             return int(self.field("Restarts")) >= requeues
 
         until(requeued, f"job {self.number} is requeued", seconds, self.story)
-        if self.field("JobState") == "PENDING":
-            self.lab("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def story(self) -> str:
         """What there is to know after a failure."""
-        log = self.log.read_text() if self.log.exists() else "(no log)"
-        return f"{self.lab('scontrol', 'show', 'job', self.number)}\n{log}"
+        lines = self.log.read_text().splitlines() if self.log.exists() else ["(no log)"]
+        return "\n".join([self.lab("scontrol", "show", "job", self.number), *lines[-60:]])
 
 
 def until(

@@ -13,7 +13,7 @@ from tests.slurm.conftest import TINY, Job, Lab, until
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 TWO_NODES = ("--nodes=2", "--gpus-per-node=1")
-RUN = [*TINY, "--train.epochs", "60"]  # 420 steps
+RUN = [*TINY, "--train.epochs", "40"]  # 280 steps
 ENDLESS = [*TINY, "--train.epochs", "100000", "--checkpoint.every_steps", "20"]
 
 
@@ -216,6 +216,8 @@ def test_a_port_in_use_is_passed_over(lab: Lab) -> None:
     expected = 10000 + int(free) + 1
     listener = f"import socket, time; s = socket.create_server(('', {expected})); time.sleep(300)"
     lab("bash", "-c", f'setsid python3 -c "{listener}" >/dev/null 2>&1 &', node="n0")
+    listens = f"until (: </dev/tcp/127.0.0.1/{expected}) 2>/dev/null; do sleep 0.1; done"
+    lab("bash", "-c", listens, node="n0")
     job = lab.submit(*ENDLESS, options=options, name="port-3")
     job.wait_for_steps(20)
     assert port(job) == expected + 1
