@@ -2,13 +2,17 @@
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dist_train import runtime
 from dist_train.bench import TARGETS
 from dist_train.bench.timing import Measurements, alternate
+from dist_train.config import DataConfig, RuntimeConfig
+from dist_train.data.prepare import prepare_dataset
 from dist_train.data.streaming import is_available
 from tests.conftest import dist_train, real_data
 
@@ -51,10 +55,27 @@ def assert_sound(report: dict[str, Any], subject: str) -> None:
         assert isinstance(value, float)
         assert math.isfinite(value)
         assert value > 0
-    assert {"cpu", "cores", "torch_threads", "gpu"} == set(report["hardware"])
+    assert {"cpu", "cores", "torch_threads", "gpu", "load_before"} == set(report["hardware"])
     assert report["versions"]["torch"]
 
 
+@needs_ffcv
+def test_we_and_ffcv_deliver_batches(cache: Path) -> None:
+    from dist_train.bench.loader import augmenters, decoders
+
+    data = DataConfig(dataset="shapes", train_samples=1100, cache=str(cache))
+    settings = RuntimeConfig(device="cpu", threads=1)
+    with runtime.start(settings) as here, ExitStack() as resources:
+        prepared = prepare_dataset(data)
+        contestants = decoders(data, prepared, here, resources)
+        contestants |= augmenters(data, prepared, here, resources)
+        for name in ("stream", "ffcv_raw", "stream_crop_flip", "stream_augmented_eager"):
+            what, rate = contestants[name]
+            assert what
+            assert 0 < rate(0.01) < math.inf
+
+
+@pytest.mark.slow  # FFCV compiles its augmentation for ten seconds
 @needs_ffcv
 def test_loader(cache: Path) -> None:
     report = bench("loader", cache)

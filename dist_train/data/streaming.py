@@ -84,7 +84,7 @@ class StreamLoader:
         # The decoder is compiled for one dtype and checks no bounds: hand it a copy nobody changes.
         order = np.array(ids, np.uint64)
         starts = range(0, len(order), self._batch_size)
-        batches = [order[start : start + self._batch_size] for start in starts]
+        batches: list[Ids] = [order[start : start + self._batch_size] for start in starts]
         return self._decode_ahead(batches) if self._background else self._decode_now(batches)
 
     def close(self) -> None:

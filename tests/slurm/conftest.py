@@ -54,7 +54,7 @@ class Lab:
         number = self(
             *("sbatch", "--parsable", f"--output={log}", "--cpus-per-task=1", *options),
             *("slurm/cifar.sh", *flags, "--name", name, "--output", str(self.folder / "runs")),
-            **environment,
+            **{"TMPDIR": str(self.folder), **environment},  # data is prepared there
         )
         return Job(self, number, self.folder / "runs" / name, log)
 

@@ -108,7 +108,8 @@ def test_the_time_limit(lab: Lab) -> None:
 
 @pytest.mark.slow
 def test_preemption(lab: Lab) -> None:
-    job = lab.submit(*ENDLESS, options=TWO_NODES, name="preempted")
+    flags = [*ENDLESS, "--tracking.wandb", "offline"]
+    job = lab.submit(*flags, options=TWO_NODES, name="preempted")
     job.wait_for_steps(40)
     more_important = lab(
         *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
@@ -123,6 +124,10 @@ def test_preemption(lab: Lab) -> None:
     )
     job.wait_for_steps(stopped + 20)
     assert job.log.read_text().count("going on after step") == 1
+    (run_id,) = {
+        path.name.rpartition("-")[2] for path in job.run_folder.glob("wandb/offline-run-*")
+    }
+    assert run_id == (job.run_folder / "wandb-id").read_text()
 
 
 @pytest.mark.slow
@@ -154,6 +159,28 @@ def test_requeues_are_bounded(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+def test_a_stop_file_ends_the_job(lab: Lab) -> None:
+    job = lab.submit(*ENDLESS, options=TWO_NODES, name="stopped")
+    job.wait_for_steps(20)
+    (job.run_folder / "STOP").touch()
+    job.wait("FAILED")
+    assert job.field("ExitCode") == "75:0"
+    assert "to go on, submit again with --name stopped" in job.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_crash_is_requeued_if_the_run_got_further(lab: Lab, uninterrupted: Job) -> None:
+    # Also what a lost node looks like to the others, until SLURM knows of it.
+    job = lab.submit(*RUN, "--checkpoint.every_steps", "20", options=TWO_NODES, name="crashed")
+    job.wait_for_steps(60)
+    lab("scancel", "--signal=KILL", f"{job.number}.0")
+    job.wait_for_requeue()
+    assert "but further than it was before; requeueing" in job.log.read_text()
+    job.wait("COMPLETED")
+    assert_same_end(job, uninterrupted)
+
+
+@pytest.mark.slow
 def test_what_fails_at_once_is_not_requeued(lab: Lab) -> None:
     flags = ["cnn2", "--data.root", str(lab.folder / "no such folder"), "--tracking.wandb", "off"]
     job = lab.submit(*flags, options=TWO_NODES, name="broken")
@@ -162,9 +189,7 @@ def test_what_fails_at_once_is_not_requeued(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("damage", "node"), [("kill", "n1"), ("kill", "n0"), ("crash", "n1"), ("part", "n1")]
-)
+@pytest.mark.parametrize(("damage", "node"), [("kill", "n0"), ("crash", "n1"), ("part", "n1")])
 def test_a_lost_node(lab: Lab, uninterrupted: Job, damage: str, node: str) -> None:
     # n0 runs the batch script and rank 0. Nobody gets a signal: the last checkpoint has to do.
     often = ("--checkpoint.every_steps", "20", "--runtime.timeout_seconds", "15")
