@@ -131,6 +131,8 @@ def convert(text: str, option: Option) -> Any:
         optional = True
     if get_origin(type_) is Literal:
         choices = [str(choice) for choice in get_args(type_)]
+        if text.lower() in WORDS and {"auto", "off"} <= set(choices):  # a switch with more to it
+            return "auto" if WORDS[text.lower()] else "off"
         if text in choices:
             return text
         raise UserError(f"--{option.path} {text}: {nearest(text, choices)}")

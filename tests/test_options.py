@@ -38,6 +38,15 @@ def test_optional_values(flags: list[str], value: object) -> None:
     )
 
 
+def test_a_switch_with_more_to_it_is_also_a_switch() -> None:
+    for flags, expected in (
+        (["--tracking.wandb"], "auto"),
+        (["--tracking.wandb", "false"], "off"),
+        (["--tracking.wandb", "offline"], "offline"),
+    ):
+        assert parse(["lenet", *flags], "train")[0].tracking.wandb == expected
+
+
 def test_lists_are_comma_separated() -> None:
     flags = ["--data.resolutions", "24,28", "--data.resolution_until", "0.5,0.75"]
     config, _ = parse(["lenet", *flags, "--model.widths", "6,16,120,84"], "train")
