@@ -96,8 +96,9 @@ class Checkpoints:
             write_atomically(path, hashlib.sha256(payload).digest() + payload)
             for name in ("latest", "best") if best else ("latest",):
                 link_atomically(self.folder / name, path.name)
+            best_path = (self.folder / "best").resolve()  # of a link that may not be there yet
             for old in self._paths()[self.keep :]:
-                if not old.samefile(self.folder / "best"):
+                if old.resolve() != best_path:
                     old.unlink()
         except (UserError, OSError) as error:
             log.warning("no checkpoint at step %d: %s", fields["step"], error)
