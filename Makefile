@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data/.),)
 export DIST_TRAIN_DATA ?= $(shell cd ../shared/data && pwd)
 endif
 
-.PHONY: help setup train test soak lint clean
+.PHONY: help setup train test soak slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -40,7 +40,10 @@ test: lint ## style, types and the tests that take seconds
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
 soak: setup ## the tests that take minutes (pytest ends with 5 when there are none)
-	$(BIN)/pytest -m slow --timeout 1800 $(ARGS) || [ $$? = 5 ]
+	$(BIN)/pytest -m "slow and not slurm" --timeout 1800 $(ARGS) || [ $$? = 5 ]
+
+slurm: setup ## everything about SLURM, on a cluster of two nodes that is started for it (root)
+	$(BIN)/pytest -m slurm --timeout 1800 $(ARGS)
 
 clean: ## remove what tools leave behind; keeps .venv, data and runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

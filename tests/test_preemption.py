@@ -113,7 +113,7 @@ def test_the_documented_loop_goes_on_after_anything(
         (trainer,) = psutil.Process(supervisor.pid).children()
         trainer.send_signal(number)
         trainer.wait(30)
-    assert supervisor.wait(120) == 0
+    assert supervisor.wait(200) == 0
     assert len(summary(run_folder)["resumed_from_step"]) == 2
     assert_same_end(run_folder, uninterrupted)
 
