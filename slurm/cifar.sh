@@ -71,6 +71,11 @@ fi
 [[ -z $MODULES ]] || module load $MODULES
 [[ ! -d $VENV ]] || PATH=$(cd "$VENV" && pwd)/bin:$PATH
 
+if ((${SLURM_RESTART_COUNT:-0} > MAX_REQUEUES)); then # SLURM itself requeues after node failures
+    say "requeued $SLURM_RESTART_COUNT times, and MAX_REQUEUES is $MAX_REQUEUES"
+    exit 75
+fi
+
 # --- Which run: the same one each time this job starts. A wrong flag ends the job here.
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/dist_train-$UID # on each node's own disk
@@ -113,7 +118,7 @@ if [[ -e $run/summary.json ]]; then
 elif [[ $asked == USR1 ]]; then
     requeue "stopped before the time limit, or for another job"
 elif [[ $asked || -e $run/STOP ]]; then
-    say "$run was stopped; to go on, submit again with --name ${run##*/}"
+    say "$run was stopped; unless SLURM requeues it, submit again with --name ${run##*/}"
     exit 75
 elif [[ $(newest_checkpoint) != "$before" ]]; then
     # A lost node ends the others before SLURM knows of it. What fails always gets no further.

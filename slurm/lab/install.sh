@@ -37,3 +37,4 @@ if [[ ! -e $policy ]]; then
 fi
 # The package lists may be missing or too old.
 install_packages || { apt-get update && install_packages; }
+[[ ! $(missing) ]] || die "the packages do not have $(missing | xargs)"

@@ -14,6 +14,7 @@ from tests.conftest import REPOSITORY, SMALL, metrics
 
 LAB = REPOSITORY / "slurm" / "lab"
 NODES = 2
+UNFINISHED = ("PENDING", "RUNNING", "COMPLETING")
 
 # The work of a job: seconds long on two ranks, whose sums do not depend on the machine's cores.
 TINY = ["cnn2", *SMALL, "--runtime.device", "cpu", "--runtime.threads", "1"]
@@ -91,7 +92,7 @@ class Job:
 
         def reached() -> bool:
             state = self.field("JobState")
-            assert state in (*states, "PENDING", "RUNNING", "COMPLETING"), self.story()
+            assert state in (*states, *UNFINISHED), self.story()
             return state in states
 
         until(reached, f"job {self.number} is {' or '.join(states)}", seconds, self.story)
@@ -100,7 +101,7 @@ class Job:
         """Returns when the run has logged so many steps."""
 
         def reached() -> bool:
-            assert self.field("JobState") in ("PENDING", "RUNNING"), self.story()
+            assert self.field("JobState") in UNFINISHED, self.story()
             path = self.run_folder / "metrics.jsonl"
             return path.exists() and len(metrics(self.run_folder)) >= steps
 
@@ -110,7 +111,7 @@ class Job:
         """Returns when the job has ended that often, to be started again seconds later."""
 
         def requeued() -> bool:
-            assert self.field("JobState") in ("PENDING", "RUNNING", "COMPLETING"), self.story()
+            assert self.field("JobState") in UNFINISHED, self.story()
             return int(self.field("Restarts")) >= requeues
 
         until(requeued, f"job {self.number} is requeued", seconds, self.story)
