@@ -215,6 +215,11 @@ class Config:
             not (data.storage == "jpeg" and data.loader == "resident"),
             "--data.storage jpeg is read by --data.loader stream only",
         )
+        require(
+            not data.resolutions or model.name not in ("cnn2", "cnn3", "cnn4", "lenet"),
+            f"--data.resolutions {listed(data.resolutions)}: the fully connected layers of "
+            f"--model.name {model.name} fit one size only; choose a resnet or whitened",
+        )
         at_least("--model.batch_norm_group", model.batch_norm_group, 0)
         group = model.batch_norm_group
         require(

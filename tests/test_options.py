@@ -49,12 +49,14 @@ def test_a_switch_with_more_to_it_is_also_a_switch() -> None:
 
 def test_lists_are_comma_separated() -> None:
     flags = ["--data.resolutions", "24,28", "--data.resolution_until", "0.5,0.75"]
-    config, _ = parse(["lenet", *flags, "--model.widths", "6,16,120,84"], "train")
+    config, _ = parse(["resnet9", *flags, "--model.widths", "8,16,32,64"], "train")
     assert config.data.resolutions == (24, 28)
     assert config.data.resolution_until == (0.5, 0.75)
-    assert config.model.widths == (6, 16, 120, 84)
+    assert config.model.widths == (8, 16, 32, 64)
     with pytest.raises(UserError, match="one end to each"):
-        parse(["lenet", "--data.resolutions", "24,28"], "train")
+        parse(["resnet9", "--data.resolutions", "24,28"], "train")
+    with pytest.raises(UserError, match="fit one size only"):
+        parse(["lenet", *flags], "train")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -272,8 +272,9 @@ def test_every_test_image_is_counted_once(processes: int, tmp_path: Path, cache:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_compiled_run_draws_the_eager_curve(processes: int, tmp_path: Path, cache: Path) -> None:
     flags = [
-        *("train", "cnn2", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
-        *("--train.max_steps", "10", "--data.drop_last", "false", "--optim.learning_rate", "0.01"),
+        *("train", "resnet9", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
+        *("--model.widths", "8,8,8,8", "--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
+        *("--train.max_steps", "10", "--data.drop_last", "false"),
         *("--data.resolutions", "24", "--data.resolution_until", "0.5"),
     ]
     for name in ("eager", "compiled"):
