@@ -125,26 +125,24 @@ class Augment(nn.Module):
     ) -> None:
         super().__init__()
         self.policy = policy
-        height, width, _ = self.image_shape = image_shape
-        # One value a byte of an image: a contiguous operand is what CPUs vectorise.
-        pixels = height * width
+        self.image_shape = image_shape
         mean_bytes = torch.tensor(mean, dtype=torch.float64) * 255
         inverse = 1 / (torch.tensor(std, dtype=torch.float64) * 255)
-        self.register_buffer("mean", mean_bytes.float().repeat(pixels), persistent=False)
-        self.register_buffer("inverse_std", inverse.float().repeat(pixels), persistent=False)
+        self.register_buffer("mean", mean_bytes.float(), persistent=False)
+        self.register_buffer("inverse_std", inverse.float(), persistent=False)
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """See the class."""
-        height, width, channels = self.image_shape
         if draws is not None and (self.policy.flip != "none" or self.policy.crop_padding):
             images = self._flip_and_crop(images, draws)
-        x = images.reshape(len(images), -1).float()
+        x = images.float()
         if draws is not None:
             x = self._jitter(x, images, draws)
+        x = self._normalise(x)
+        if draws is not None:
             x = self._cutout(x, draws)
             x = self._mix(x, draws)
-        x = x.sub_(self.mean).mul_(self.inverse_std)
-        return x.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        return x.permute(0, 3, 1, 2)
 
     def _flip_and_crop(self, images: Tensor, draws: Tensor) -> Tensor:
         """One gather of whole pixels; reflection is part of the index."""
@@ -155,11 +153,13 @@ class Augment(nn.Module):
         x = torch.arange(width, device=device, dtype=torch.int32).expand(len(images), width)
         # The mirror image of the crop.
         x = torch.where(draws[:, FLIP, None] > 0, width - 1 - x, x) + top_left[:, 1:]
-        first = torch.arange(len(images), device=device, dtype=torch.int32) * (height * width)
-        rows = first[:, None] + reflect(y, height) * width
-        index = (rows[:, :, None] + reflect(x, width)[:, None, :]).view(-1)
-        # index_select copies pixel by pixel: three times as fast on CPU as indexing
-        cropped = images.reshape(-1, channels).index_select(0, index).view(images.shape)
+        n = torch.arange(len(images), device=device, dtype=torch.int32)[:, None, None]
+        row, column = reflect(y, height)[:, :, None], reflect(x, width)[:, None, :]
+        if torch.compiler.is_compiling():
+            cropped = images[n, row, column]
+        else:  # index_select copies pixel by pixel: three times as fast on CPU, when not compiled
+            index = ((n * height + row) * width + column).view(-1)
+            cropped = images.reshape(-1, channels).index_select(0, index).view(images.shape)
         if padding and self.policy.crop_mode == "zero":
             inside = inside_image(y, height)[:, :, None] & inside_image(x, width)[:, None, :]
             cropped = cropped * inside[..., None]
@@ -169,20 +169,33 @@ class Augment(nn.Module):
         """Brightness, then contrast about each image's mean; values are not clamped."""
         if self.policy.contrast:
             # A sum of integers is exact in any order, hence the same in every batch.
-            total = images.reshape(len(images), -1).sum(1, dtype=torch.int32)
-            mean = (total.double() / x.shape[1]).float()[:, None]
-            x = (x - mean) * draws[:, CONTRAST, None] + mean
+            total = images.sum((1, 2, 3), dtype=torch.int32)
+            mean = per_image(total.double() / x[0].numel()).float()
+            x = (x - mean) * per_image(draws[:, CONTRAST]) + mean
         if self.policy.brightness:
-            x = x * draws[:, BRIGHTNESS, None]
+            x = x * per_image(draws[:, BRIGHTNESS])
         return x
 
+    def _normalise(self, x: Tensor) -> Tensor:
+        mean, inverse_std = self.mean, self.inverse_std
+        if not torch.compiler.is_compiling():  # then CPUs vectorise only what is contiguous
+            width = self.image_shape[1]
+            mean, inverse_std = mean.repeat(width, 1), inverse_std.repeat(width, 1)
+        return x.sub_(mean).mul_(inverse_std)
+
     def _cutout(self, x: Tensor, draws: Tensor) -> Tensor:
-        """A square about the drawn centre becomes the mean colour."""
+        """A square about the drawn centre becomes the mean colour, which is 0 by now."""
         side = self.policy.cutout
         if not side:
             return x
-        box = self._box(draws[:, CUT_Y], draws[:, CUT_X], torch.full_like(draws[:, 0], side))
-        return x.lerp_(self.mean, box)  # exact for weights 0 and 1, and in place
+        height, width, _ = self.image_shape
+        n = torch.arange(len(x), device=x.device)[:, None, None]
+        square = torch.arange(side, device=x.device) - side // 2
+        # The centre is inside: clamping cuts the square off at the edges.
+        y = (draws[:, CUT_Y, None].long() + square).clamp(0, height - 1)
+        z = (draws[:, CUT_X, None].long() + square).clamp(0, width - 1)
+        x[n, y[:, :, None], z[:, None, :]] = 0
+        return x
 
     def _mix(self, x: Tensor, draws: Tensor) -> Tensor:
         """Samples with their partners: averaged (mix-up) or with a pasted box (CutMix)."""
@@ -191,7 +204,7 @@ class Augment(nn.Module):
         samples, partners = x.chunk(2)
         draws = draws.chunk(2)[0]
         if self.policy.mixup:
-            share = draws[:, MIX, None]
+            share = per_image(draws[:, MIX])
             return samples * share + partners * (1 - share)
         return torch.lerp(samples, partners, self._cutmix_box(draws))
 
@@ -204,25 +217,26 @@ class Augment(nn.Module):
         draws = draws.chunk(2)[0]
         if self.policy.mixup:
             return draws[:, MIX]
-        return 1 - self._cutmix_box(draws).mean(1)
+        return 1 - self._cutmix_box(draws).mean((1, 2, 3))
 
     def _cutmix_box(self, draws: Tensor) -> Tensor:
+        """1 within a box about each drawn centre, clipped to the image: float32 (n, H, W, 1)."""
         height, width, _ = self.image_shape
         scale = torch.sqrt(1 - draws[:, MIX])
-        return self._box(draws[:, BOX_Y], draws[:, BOX_X], scale * height, scale * width)
 
-    def _box(self, y: Tensor, x: Tensor, height: Tensor, width: Tensor | None = None) -> Tensor:
-        """1 within a box about each centre, clipped to the image, else 0: float32 (n, H*W*C)."""
-        rows, columns, channels = self.image_shape
-        width = height if width is None else width
+        def within(size: int, centre: Tensor) -> Tensor:
+            length = torch.floor(scale * size)
+            start = centre - torch.floor(length / 2)
+            i = torch.arange(size, device=draws.device)
+            return ((i >= start[:, None]) & (i < (start + length)[:, None])).float()
 
-        def within(size: int, repeats: int, centre: Tensor, length: Tensor) -> Tensor:
-            start = (centre - torch.floor(length / 2))[:, None]
-            i = torch.arange(size * repeats, device=centre.device) // repeats
-            return ((i >= start) & (i < start + torch.floor(length)[:, None])).float()
+        in_row, in_column = within(height, draws[:, BOX_Y]), within(width, draws[:, BOX_X])
+        return (in_row[:, :, None] * in_column[:, None, :])[..., None]
 
-        in_row, in_column = within(rows, 1, y, height), within(columns, channels, x, width)
-        return (in_row[:, :, None] * in_column[:, None, :]).view(len(y), -1)
+
+def per_image(values: Tensor) -> Tensor:
+    """(n,) to (n, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
 def reflect(index: Tensor, size: int) -> Tensor:
