@@ -1,6 +1,6 @@
 """From settings to parts: the one place where the config meets the components."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,13 @@ class EvaluationData:
     split: Literal["test", "validation"]
     loader: Loader
     labels: Tensor
+    """int64 (N,) on the device, indexed by id."""
     ids: Ids
+    """The images to evaluate, over all ranks."""
+
+    def first(self, count: int) -> "EvaluationData":
+        """Only so many of them."""
+        return replace(self, ids=self.ids[:count])
 
 
 def open_data(

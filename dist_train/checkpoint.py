@@ -34,6 +34,14 @@ class TrainState:
     """See metrics.Clock."""
     resumed_from: list[int]
     """The steps at which the run was resumed so far."""
+    window: dict[str, Any]
+    """What was trained since the last line of metrics, see metrics.Window."""
+    skipped: list[int]
+    """Steps whose batches are not trained on, as their loss was not finite."""
+    averaged: dict[str, Any]
+    """Moving average of the weights; empty without one."""
+    data_checksum: str
+    """Of the prepared training images."""
 
     def restore(
         self,
@@ -74,13 +82,14 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, state: TrainState, *, best: bool) -> None:
-        """Copies the state; the thread writes it while training goes on.
+    def save(self, state: TrainState, *, best: bool) -> Path:
+        """Copies the state; the thread writes it to the path returned while training goes on.
 
         What cannot be written is reported, and the next save tries again.
         """
         self.wait()
         self._writing = self._writer.submit(self._write, asdict(state), best)  # asdict copies
+        return self._path(state.step)
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -91,7 +100,7 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(fields, buffer)
         payload = buffer.getvalue()
-        path = self.folder / f"step-{fields['step']:09d}.pt"
+        path = self._path(fields["step"])
         try:
             write_atomically(path, hashlib.sha256(payload).digest() + payload)
             for name in ("latest", "best") if best else ("latest",):
@@ -103,14 +112,32 @@ class Checkpoints:
         except (UserError, OSError) as error:
             log.warning("no checkpoint at step %d: %s", fields["step"], error)
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
+
     def load_latest(self) -> TrainState | None:
-        """The newest whole state; damaged files are reported and passed over."""
+        """The newest whole state; damaged files are reported and passed over.
+
+        Raises:
+            UserError: the state was written by another version of this code.
+        """
+        self.wait()
         for path in self._paths():
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                log.warning("%s cannot be read: %s", path, error.strerror)
+                continue
             digest, payload = content[:32], content[32:]
             if hashlib.sha256(payload).digest() == digest:
                 fields = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-                return TrainState(**fields)
+                try:
+                    return TrainState(**fields)
+                except TypeError as error:
+                    raise UserError(
+                        f"{path} is of another version of dist_train ({error}): "
+                        "go on with that one, or choose another --name"
+                    ) from error
             log.warning("%s is damaged: going on from the checkpoint before it", path)
         return None
 

@@ -16,6 +16,7 @@ USAGE = """usage: dist-train COMMAND ...
 commands:
   train [RECIPE] [--section.field value ...]     train, or go on with a run (accelerate launch
                                                  dist_train/main.py does the same on many devices)
+        [--dry_run]                              two steps and an evaluation; nothing is kept
   prepare [RECIPE] [--data.field value ...]      get and convert the data set, nothing more
   eval RUN                                       evaluate a finished run's weights again
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
@@ -64,12 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str]) -> int:
     """`dist-train train`."""
-    config, _ = options.parse(arguments, "dist-train train")
+    parser = options.Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry_run", action="store_true")
+    own, rest = parser.parse_known_args(arguments)
+    config, _ = options.parse(rest, "dist-train train")
     from dist_train.preemption import EXIT_CODE, Preempted
     from dist_train.train import train as run
 
     try:
-        run(config)
+        run(config, dry_run=own.dry_run)
     except Preempted as preempted:
         logging.getLogger("dist_train").info("%s", preempted)
         return EXIT_CODE

@@ -75,6 +75,8 @@ class ModelConfig:
     """Channels of each stage, comma-separated; empty: the architecture's own."""
     batch_norm_group: int = 0
     """Samples over which BatchNorm takes statistics, whatever the world size; 0: a rank's batch."""
+    sync_batch_norm: bool = False
+    """BatchNorm over the samples of all ranks together; GPUs only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +123,15 @@ class TrainConfig:
     """Steps between lines of metrics; each costs one wait for the device."""
     eval_every: int = 1
     """Epochs between evaluations; the last step is always evaluated. 0: only the last."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the model, one after the other, to save memory."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is what is evaluated and kept; 0 is off."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """On a loss that is no number: `stop` with an error, or go back to the last checkpoint and
+    `skip` that step."""
+    max_skips: int = 3
+    """So many steps may be skipped; one more stops the run."""
     tta: bool = False
     """At the end also evaluate with test-time augmentation: mirrored and shifted views."""
 
@@ -140,7 +151,9 @@ class RuntimeConfig:
     deterministic: bool = False
     """Ask torch for deterministic kernels."""
     timeout_seconds: int = 600
-    """How long a collective operation may wait for a peer."""
+    """How long a rank may wait for the others, or get nowhere, before the job ends."""
+    gradient_compression: Literal["none", "bf16", "fp16"] = "none"
+    """What gradients are rounded to on their way to the other ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +162,8 @@ class CheckpointConfig:
 
     every_steps: int = 0
     """Steps between checkpoints; 0: at each evaluation."""
+    every_minutes: float = 0.0
+    """Minutes between checkpoints, besides those by step; 0: none."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
     resume: Literal["auto", "never"] = "auto"
@@ -236,7 +251,20 @@ class Config:
             at_least("--train.max_steps", train.max_steps, 1)
         at_least("--train.log_every", train.log_every, 1)
         at_least("--train.eval_every", train.eval_every, 0)
+        at_least("--train.accumulate", train.accumulate, 1)
+        at_least("--train.max_skips", train.max_skips, 0)
+        require(0 <= train.ema < 1, f"--train.ema {train.ema}: expected 0 to less than 1")
+        require(
+            train.accumulate == 1 or not model.batch_norm_group,
+            f"--train.accumulate {train.accumulate}: parts of a batch would cut the groups of "
+            f"--model.batch_norm_group {model.batch_norm_group}; set one of them to its default",
+        )
+        require(
+            not (model.sync_batch_norm and model.batch_norm_group),
+            "--model.sync_batch_norm and --model.batch_norm_group exclude each other",
+        )
         at_least("--checkpoint.every_steps", self.checkpoint.every_steps, 0)
+        at_least("--checkpoint.every_minutes", self.checkpoint.every_minutes, 0)
         at_least("--checkpoint.keep", self.checkpoint.keep, 1)
         at_least("--runtime.timeout_seconds", self.runtime.timeout_seconds, 1)
         if self.runtime.threads is not None:

@@ -1,6 +1,7 @@
 """Exact distributed evaluation: every image is counted once, on any world size."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,73 +11,81 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_train import build, runs, runtime
+from dist_train.build import EvaluationData
 from dist_train.data.augment import Augment, resize
-from dist_train.data.batches import Loader
-from dist_train.data.order import Ids
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.runtime import Runtime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evaluation:
-    """Results over a whole set."""
+    """What a model says to a whole set of images; the same on every rank."""
 
-    accuracy: float
-    """Share of right answers, 0 to 1."""
-    loss: float
-    """Mean cross-entropy."""
-    samples: int
-    """Images counted."""
+    logits: Tensor
+    """float32 (N, classes), on the CPU, in the order of the ids."""
+    labels: Tensor
+    """int64 (N,), on the CPU."""
+
+    @property
+    def samples(self) -> int:
+        """Images counted."""
+        return len(self.labels)
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
+        return (self.logits.argmax(1) == self.labels).double().mean().item()
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return F.cross_entropy(self.logits.double(), self.labels).item()
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Images of each class (row) that were taken for each class (column): int64 (C, C)."""
+        classes = self.logits.shape[1]
+        pairs = self.labels * classes + self.logits.argmax(1)
+        return pairs.bincount(minlength=classes**2).view(classes, classes)
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     augment: Augment,
-    loader: Loader,
-    labels: Tensor,
-    ids: Ids,
+    data: EvaluationData,
     runtime: Runtime,
-    batch_size: int,
     *,
     size: int | None = None,
     tta: bool = False,
 ) -> Evaluation:
-    """Evaluates the bare model (not DDP's wrapper) on this rank's share of `ids`; sums once.
+    """Evaluates the bare model (not DDP's wrapper) on this rank's share; gathers once.
 
     Args:
-        labels: int64 (N,) on the device, indexed by id.
-        ids: the samples to evaluate, over all ranks.
-        batch_size: of `loader`.
         size: side in pixels to which images are resized; None for their own.
         tta: average the predictions for `views`.
 
     Raises:
-        RuntimeError: the samples counted over all ranks are not exactly `ids`.
+        RuntimeError: the answers of all ranks are not one for each image.
     """
-    share = len(ids) // runtime.world_size
-    rest = len(ids) % runtime.world_size
+    share, rest = divmod(len(data.ids), runtime.world_size)
     first = runtime.rank * share + min(runtime.rank, rest)
-    ids = ids[first : first + share + (runtime.rank < rest)]
-    total = runtime.world_size * share + rest
-
-    sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-    targets = torch.split(labels[torch.from_numpy(ids).to(labels.device)], batch_size)
+    ids = data.ids[first : first + share + (runtime.rank < rest)]
     was_training = model.training
     model.eval()
-    for images, target in zip(loader.epoch(ids), targets, strict=bool(len(ids))):
+    answers = []
+    for images in data.loader.epoch(ids):
         with runtime.autocast():
             x = augment(images)
-            logits = predict(model, x if size is None else resize(x, size), tta=tta)
-        loss = F.cross_entropy(logits, target, reduction="sum")
-        correct = (logits.argmax(1) == target).sum()
-        sums += torch.stack([loss.double(), correct.double(), torch.ones_like(loss) * len(target)])
+            answers.append(predict(model, x if size is None else resize(x, size), tta=tta))
+        runtime.alive()
     model.train(was_training)
-    loss_sum, right, counted = runtime.sum(sums).tolist()
-    if counted != total:
-        raise RuntimeError(f"evaluated {counted:.0f} samples instead of {total}")
-    return Evaluation(accuracy=right / total, loss=loss_sum / total, samples=total)
+    own = torch.cat(answers).cpu() if answers else None
+    logits = torch.cat([part for part in runtime.gather(own) if part is not None])
+    if len(logits) != len(data.ids):
+        raise RuntimeError(f"evaluated {len(logits)} samples instead of {len(data.ids)}")
+    return Evaluation(logits, data.labels.cpu()[torch.from_numpy(data.ids)])
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
@@ -101,19 +110,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         model = build.network(config, prepared, augment)
         model.load_state_dict(load_file(weights))
         model = here.place(model)
-        plain, with_tta = (
-            evaluate(
-                model,
-                augment,
-                test.loader,
-                test.labels,
-                test.ids,
-                here,
-                config.data.eval_batch_size,
-                tta=tta,
-            )
-            for tta in (False, True)
-        )
+        plain = evaluate(model, augment, test, here)
+        with_tta = evaluate(model, augment, test, here, tta=True)
         test.loader.close()
         return {
             "run": str(folder),

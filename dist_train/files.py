@@ -35,3 +35,9 @@ def link_atomically(path: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a process that was killed while writing left below a folder."""
+    for temporary in folder.rglob(".*.tmp"):
+        temporary.unlink(missing_ok=True)

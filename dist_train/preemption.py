@@ -1,8 +1,10 @@
-"""Signals and a stop file become one decision that all ranks take at the same step."""
+"""Signals, a stop file and the clock become decisions that all ranks take at the same step."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,33 +22,53 @@ class Preempted(Exception):
     """The run was asked to stop, and has saved what it needs to go on."""
 
 
-class StopRequest:
-    """Whether any rank has been asked to stop, by a signal or by the stop file.
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do after a step; the same on all ranks."""
+
+    stop: bool
+    """A rank got a signal, or rank 0 saw the stop file."""
+    save: bool
+    """It is time for a checkpoint, by rank 0's clock."""
+
+
+class Requests:
+    """What any rank has been asked for.
 
     Args:
-        stop_file: its existence is a request; whoever made it removes it.
+        stop_file: its existence is a request to stop; whoever made it removes it.
+        save_seconds: between checkpoints; 0: none are asked for.
     """
 
-    def __init__(self, stop_file: Path, runtime: Runtime) -> None:
+    def __init__(self, stop_file: Path, runtime: Runtime, save_seconds: float) -> None:
         self._stop_file = stop_file
         self._runtime = runtime
+        self._save_seconds = save_seconds
+        self._saved_at = time.monotonic()
         self._asked = False
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
         # Votes are host memory over gloo: no wait for the device, and none for the network
         # either, since a vote is counted one step after it was cast.
-        self._group: Any = dist.new_group(backend="gloo") if runtime.world_size > 1 else None
+        self._group: Any = runtime.host_group()
 
-    def __call__(self) -> bool:
+    def saved(self) -> None:
+        """A checkpoint was made: the next one is due so many seconds from now."""
+        self._saved_at = time.monotonic()
+
+    def __call__(self) -> Decision:
         """Asked once after each step, by every rank; the answer is the same on all of them."""
-        asked = self._asked or (self._runtime.is_main and self._stop_file.exists())
+        stop = self._asked or (self._runtime.is_main and self._stop_file.exists())
+        save = False
+        if self._save_seconds and self._runtime.is_main:
+            save = time.monotonic() - self._saved_at >= self._save_seconds
         if self._group is None:
-            return asked
-        decided = False
+            return Decision(stop, save)
+        decided = Decision(stop=False, save=False)
         if self._vote is not None:
             votes, work = self._vote
             work.wait()
-            decided = bool(votes.item())
-        votes = torch.tensor(int(asked))
+            decided = Decision(*(count > 0 for count in votes.tolist()))
+        votes = torch.tensor([stop, save], dtype=torch.int32)
         work = dist.all_reduce(votes, group=self._group, async_op=True)
         assert work is not None
         self._vote = votes, work
@@ -60,12 +82,12 @@ class StopRequest:
 
 
 @contextmanager
-def watch(stop_file: Path, runtime: Runtime) -> Iterator[StopRequest]:
-    """Turns the signals that launchers and schedulers send into a `StopRequest`."""
-    request = StopRequest(stop_file, runtime)
-    before = {number: signal.signal(number, request.handle) for number in SIGNALS}
+def watch(stop_file: Path, runtime: Runtime, save_seconds: float = 0) -> Iterator[Requests]:
+    """Turns the signals that launchers and schedulers send into `Requests`."""
+    requests = Requests(stop_file, runtime, save_seconds)
+    before = {number: signal.signal(number, requests.handle) for number in SIGNALS}
     try:
-        yield request
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,22 +2,27 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from tempfile import mkdtemp
 from typing import Any, get_type_hints
 
 from safetensors.torch import save
 from torch import Tensor
 
 from dist_train.config import Config
+from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
-from dist_train.files import write_atomically
+from dist_train.files import remove_leftovers, write_atomically
 from dist_train.runtime import Runtime
+from dist_train.tracking import json_lines
 
 # Settings that change neither what is computed nor from what: a resumed run may change them.
 FREE_SETTINGS = (
@@ -50,6 +55,7 @@ def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
         UserError: the directory is another run's, or cannot be written.
     """
     path = folder / "config.json"
+    remove_leftovers(folder)
     if path.exists():
         if config.checkpoint.resume == "never":
             raise UserError(f"{folder} exists: choose another --name, or --checkpoint.resume auto")
@@ -60,19 +66,46 @@ def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
     return None
 
 
-def describe(
-    config: Config, folder: Path, runtime: Runtime, loader: str, step: int, total_steps: int
-) -> str:
-    """What is about to happen, in a line or two."""
-    compiled = runtime.compile_backend or "eager"
-    lines = [
-        f"{folder}: {config.recipe} on {config.data.dataset} ({loader} loader), "
-        f"{runtime.world_size} x {runtime.device_name()}, {runtime.precision}, {compiled}, "
-        f"{total_steps} steps of {config.data.batch_size} images"
-    ]
-    if step:
-        lines.append(f"going on after step {step}")
-    return "\n".join(lines)
+def as_rehearsal(config: Config, output: Path) -> Config:
+    """The same run for two steps, seen by nobody."""
+    return replace(
+        config,
+        output=str(output),
+        train=replace(config.train, max_steps=2),
+        tracking=replace(config.tracking, wandb="off"),
+    )
+
+
+@contextmanager
+def scratch_folder(runtime: Runtime) -> Iterator[Path]:
+    """A folder of rank 0 that is removed afterwards."""
+    folder = Path(runtime.on_main(lambda: mkdtemp(prefix="dist-train-")))
+    try:
+        yield folder
+    finally:
+        if runtime.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_manifest(folder: Path, prepared: Path) -> None:
+    """Copies the data's manifest.json into the run's folder, for those who have only the latter."""
+    write_atomically(folder / "manifest.json", (prepared / "manifest.json").read_bytes())
+
+
+def check_data(folder: Path, checksum: str, prepared: Prepared) -> None:
+    """Raises UserError when a run was trained on other data so far."""
+    now = prepared.manifest.train.sha256
+    if now != checksum:
+        raise UserError(
+            f"{folder} was trained on other data (checksum {checksum[:12]}) than is in "
+            f"{prepared.folder} ({now[:12]}): bring that back, or choose another --name"
+        )
+
+
+def last_metrics(folder: Path, step: int) -> dict[str, float]:
+    """The last line of metrics up to a step; empty where there is none."""
+    lines = [line for line in json_lines.read(folder / "metrics.jsonl") if line["step"] <= step]
+    return lines[-1] if lines else {}
 
 
 def result_line(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -87,10 +120,16 @@ def result_line(folder: Path, summary: Mapping[str, Any]) -> str:
     )
 
 
-def finish(folder: Path, weights: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
-    """Writes the final weights, then the summary that marks the run as finished."""
-    contiguous = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-    write_atomically(folder / "model.safetensors", save(contiguous))
+def finish(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    answers: Mapping[str, Tensor],
+    summary: Mapping[str, Any],
+) -> None:
+    """Writes weights and answers, then the summary that marks the run as finished."""
+    for name, tensors in {"model": weights, "predictions": answers}.items():
+        contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+        write_atomically(folder / f"{name}.safetensors", save(contiguous))
     write_json(folder / "summary.json", summary)
 
 

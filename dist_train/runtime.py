@@ -14,10 +14,15 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config import RuntimeConfig
 from dist_train.errors import UserError
+from dist_train.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -36,6 +41,10 @@ class Runtime:
     """fp32, bf16 or fp16: autocast's type; weights stay float32."""
     compile_backend: str | None
     """torch.compile's backend; None: eager."""
+    timeout: timedelta
+    """How long ranks wait for each other."""
+    heartbeat: Heartbeat
+    """Notices when one of them is gone."""
 
     @property
     def is_main(self) -> bool:
@@ -52,20 +61,57 @@ class Runtime:
         """The model on the device, in the memory format in which convolutions are fastest."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    def distribute(self, module: nn.Module) -> nn.Module:
-        """Averages gradients over ranks during backward; weights and buffers become rank 0's."""
+    def alive(self) -> None:
+        """Said after each step and each batch of an evaluation: this rank does not hang."""
+        self.heartbeat.alive()
+
+    def host_group(self) -> Any:
+        """Processes that talk about host memory, beside the device's; None: there is only one."""
+        if self.world_size == 1:
+            return None
+        return dist.new_group(backend="gloo", timeout=self.timeout)
+
+    def distribute(self, module: nn.Module, compression: str = "none") -> nn.Module:
+        """Averages gradients over ranks during backward; weights and buffers become rank 0's.
+
+        Args:
+            compression: `bf16` or `fp16` halves what travels; `none`.
+        """
         if self.world_size == 1:
             return module
         # Buffers are averaged when they are needed (`average_buffers`), not sent at each forward.
         # torch 2.15 renamed the argument.
         renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
         no_sync = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DistributedDataParallel(
+        distributed = DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **no_sync,  # type: ignore[arg-type]
         )
+        if compression != "none":
+            hook = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[compression]
+            distributed.register_comm_hook(None, hook)
+        return distributed
+
+    def summing(self, module: nn.Module, now: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward: gradients of all ranks meet `now`, or at a later one."""
+        if now or not isinstance(module, DistributedDataParallel):
+            return nullcontext()
+        return module.no_sync()
+
+    def synchronize_norms(self, model: nn.Module) -> nn.Module:
+        """BatchNorm over all ranks' samples of a step.
+
+        Raises:
+            UserError: there is no GPU; torch has it for CUDA only.
+        """
+        if self.device.type != "cuda":
+            raise UserError(
+                "--model.sync_batch_norm true: torch has it for GPUs only; "
+                "--model.batch_norm_group does the same for any world size"
+            )
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call,no-any-return]
 
     def compile(self, module: nn.Module) -> None:
         """Compiles in place, so that state dicts keep their keys; does nothing when eager."""
@@ -171,8 +217,19 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     torch.set_float32_matmul_precision("high")
     if cpu:
         keep_freed_memory()
+    store = None
+    if state.num_processes > 1:
+        # A connection of its own, as another thread will use it.
+        store = dist.distributed_c10d._get_default_store().clone()
     try:
         yield Runtime(
+            timeout=timeout,
+            heartbeat=Heartbeat(
+                store,
+                rank=state.process_index,
+                world_size=state.num_processes,
+                timeout=settings.timeout_seconds,
+            ),
             device=state.device,
             rank=state.process_index,
             local_rank=state.local_process_index,

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,25 @@ from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config, OptimConfig
 from dist_train.data.batches import Batch
 from dist_train.data.prepare import prepare_dataset
+from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation, evaluate
-from dist_train.metrics import Clock, Progress, forward_flops
+from dist_train.metrics import Clock, Progress, Window, forward_flops
 from dist_train.models.norm import grouped_norms
+from dist_train.optim.averaging import averaged_copy
 from dist_train.optim.schedules import factor
-from dist_train.preemption import Preempted, watch
+from dist_train.preemption import Preempted, Requests, watch
 from dist_train.runtime import Runtime
 from dist_train.step import Step
+from dist_train.summary import describe, summarise
 from dist_train.tracking import Trackers
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     """Trains as configured, or goes on where the run of that name stopped.
+
+    Args:
+        dry_run: two steps and a batch of evaluation, in a folder that is removed again; only the
+            prepared data stays.
 
     Returns:
         What `<output>/<name>/summary.json` holds.
@@ -35,182 +45,307 @@ def train(config: Config) -> dict[str, Any]:
         Preempted: a signal or the stop file ended the run early.
     """
     clock = Clock()
-    with runtime.start(config.runtime) as here:
+    with runtime.start(config.runtime) as here, ExitStack() as resources:
         name = here.broadcast(config.name or runs.new_name(config.recipe))
         config = replace(config, name=name)
+        if dry_run:
+            config = runs.as_rehearsal(config, resources.enter_context(runs.scratch_folder(here)))
         folder = Path(config.output) / name
         finished = here.on_main(lambda: runs.open_folder(folder, config))
         if finished:
             here.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
             return finished
-        return run(config, folder, here, clock)
+        trainer = Trainer(config, folder, here, clock)
+        if dry_run:
+            trainer.judge = trainer.judge.first(config.data.eval_batch_size)
+        return trainer.run()
 
 
-def run(config: Config, folder: Path, here: Runtime, clock: Clock) -> dict[str, Any]:
-    """One run in its folder; see `train`."""
-    with clock.phase("prepare"):
-        prepared = prepare_dataset(config.data)
-        manifest = prepared.manifest
-        loader = build.choose_loader(config.data, manifest, here)
-        batches, judge = build.open_data(
-            config.data, prepared, loader, here, config.seed, config.model.batch_norm_group
-        )
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-    state = here.on_main(checkpoints.load_latest)
+class NotFinite(Exception):
+    """The loss of a step was no number."""
 
-    # The order of building is a contract: the memory format before the optimizer sees the weights;
-    # the weights before DDP copies rank 0's; DDP before compile, which cuts its graph where DDP's
-    # buckets end; the optimizers' state last, when their weights are on the device.
-    augment = build.augmentation(config.data, manifest)
-    model = here.place(build.network(config, prepared, augment))
-    flops = forward_flops(model, manifest.image_shape)
-    if state:
-        model.load_state_dict(state.model)
-    norms = grouped_norms(model)
-    optimizers = build.optimizers(config.optim, model)
-    scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
-    augment.to(here.device)
-    objective = here.distribute(Step(model, augment, here, config.train.label_smoothing))
-    here.compile(objective)
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss of step {step + 1} is not finite")
+        self.step = step
+        """Steps done before it."""
 
-    steps_per_epoch = batches.order.steps_per_epoch
-    total_steps = max(1, round(config.train.epochs * steps_per_epoch))
-    total_steps = min(total_steps, config.train.max_steps or total_steps)
-    sizes = build.image_sizes(config.data, manifest.image_shape[0], total_steps)
-    step, best_accuracy, resumed_from = 0, 0.0, list[int]()
-    if state:
-        state.restore(model, optimizers, scaler, rank=here.rank, world_size=here.world_size)
-        step, best_accuracy = state.step, state.best_accuracy
-        resumed_from = [*state.resumed_from, step]
-        clock.resume(state.seconds)
-    if here.compile_backend is not None:
-        with clock.phase("compile"):
-            warm_up(objective, model, next(batches.epoch(0)), set(sizes[step:]))
 
-    def judged(size: int | None = None, *, tta: bool = False) -> Evaluation:
-        here.synchronize()  # what is still queued is training
-        with clock.phase("evaluate"):
-            here.average_buffers(model)
-            return evaluate(
-                model,
-                augment,
-                judge.loader,
-                judge.labels,
-                judge.ids,
+class Trainer:
+    """One run in its folder: everything it consists of, and where it is."""
+
+    def __init__(self, config: Config, folder: Path, here: Runtime, clock: Clock) -> None:
+        self.config, self.folder, self.here, self.clock = config, folder, here, clock
+        with clock.phase("prepare"):
+            self.prepared = prepare_dataset(config.data)
+            self.loader = build.choose_loader(config.data, self.prepared.manifest, here)
+            self.batches, self.judge = build.open_data(
+                config.data,
+                self.prepared,
+                self.loader,
                 here,
-                config.data.eval_batch_size,
-                size=size,
-                tta=tta,
+                config.seed,
+                config.model.batch_norm_group,
+            )
+        here.on_main(lambda: runs.keep_manifest(folder, self.prepared.folder))
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+        state = here.on_main(self.checkpoints.load_latest)
+
+        # The order of building is a contract: the memory format before the optimizer sees the
+        # weights; the weights before DDP copies rank 0's; DDP before compile, which cuts its
+        # graph where DDP's buckets end; the optimizers' state last, when their weights are on the
+        # device.
+        manifest = self.prepared.manifest
+        self.augment = build.augmentation(config.data, manifest)
+        self.model = here.place(build.network(config, self.prepared, self.augment))
+        self.flops = forward_flops(self.model, manifest.image_shape)
+        if config.model.sync_batch_norm:
+            self.model = here.synchronize_norms(self.model)
+        if state:
+            self.model.load_state_dict(state.model)
+        self.norms = grouped_norms(self.model)
+        self.optimizers = build.optimizers(config.optim, self.model)
+        self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
+        self.averaged = averaged_copy(self.model, config.train.ema) if config.train.ema else None
+        self.augment.to(here.device)
+        step = Step(self.model, self.augment, here, config.train.label_smoothing)
+        self.objective = here.distribute(step, config.runtime.gradient_compression)
+        here.compile(self.objective)
+
+        self.steps_per_epoch = self.batches.order.steps_per_epoch
+        total_steps = max(1, round(config.train.epochs * self.steps_per_epoch))
+        self.total_steps = min(total_steps, config.train.max_steps or total_steps)
+        self.sizes = build.image_sizes(config.data, manifest.image_shape[0], self.total_steps)
+        self.step, self.best_accuracy = 0, 0.0
+        self.skipped, self.resumed_from = set[int](), list[int]()
+        self.progress, self.carried = Progress(here, clock), Window()
+        self.result: Evaluation | None = None
+        self.last_line = dict[str, float]()
+        if state:
+            self.restore(state)
+            self.resumed_from = [*state.resumed_from, self.step]
+            clock.resume(state.seconds)
+        if here.compile_backend is not None:
+            with clock.phase("compile"):
+                warm_up(self, set(self.sizes[self.step :]))
+        self.trackers = Trackers([])
+        if here.is_main:
+            print(describe(self), flush=True)
+            self.trackers = build.trackers(
+                config, folder, first_step=self.step, total_steps=self.total_steps
             )
 
-    def save(*, best: bool) -> None:
-        with clock.phase("checkpoint"):
-            buffers = here.gather({name: b.cpu() for name, b in model.named_buffers()})
-            if here.is_main:
-                checkpoints.save(
-                    TrainState(
-                        step=step,
-                        model=model.state_dict(),
-                        optimizers=[optimizer.state_dict() for optimizer in optimizers],
-                        scaler=scaler.state_dict(),
-                        buffers=list(buffers),
-                        best_accuracy=best_accuracy,
-                        seconds=clock.read(),
-                        resumed_from=resumed_from,
-                    ),
-                    best=best,
-                )
+    # The loop
 
-    trackers = Trackers([])
-    if here.is_main:
-        print(runs.describe(config, folder, here, loader, step, total_steps), flush=True)
-        trackers = build.trackers(config, folder, first_step=step, total_steps=total_steps)
-    eval_steps = config.train.eval_every * steps_per_epoch
-    checkpoint_steps = config.checkpoint.every_steps or eval_steps
-    result, metrics = None, dict[str, float]()
-    with clock.phase("train"), watch(folder / "STOP", here) as stop_requested:
-        progress = Progress(here, clock)
-        for batch in clock.waiting(batches.steps(step, total_steps)):
-            set_learning_rates(optimizers, config.optim, step, total_steps)
-            for norm in norms:
-                norm.rank_share = batch.share
-            loss, correct = objective(batch.images, batch.labels, batch.draws, sizes[step])
-            scaler.scale(loss * batch.share).backward()
-            update(optimizers, scaler, model, config.optim.gradient_clip)
-            progress.add(loss.detach() * batch.share, correct, batch)
-            step += 1
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, evaluates, and leaves the results in the run's directory."""
+        with self.here.heartbeat.beating():
+            if self.config.train.non_finite == "skip" and not self.step:
+                self.save(best=False)  # to have somewhere to go back to
+            every = self.config.checkpoint.every_minutes * 60
+            with self.clock.phase("train"), watch(self.folder / "STOP", self.here, every) as asked:
+                while self.step < self.total_steps:
+                    try:
+                        self.train_on(asked)
+                    except NotFinite as error:
+                        self.go_back(error)
+            result = self.result or self.evaluate()
+            with_tta = self.evaluate(tta=True) if self.config.train.tta else None
+            return self.finish(result, with_tta)
 
-            last = step == total_steps
-            stop = stop_requested() and not last
-            eval_due = last or is_due(step, eval_steps)
-            improved = False
-            if eval_due or is_due(step, config.train.log_every):
-                metrics = {"step": step, "epoch": step / steps_per_epoch, "time": time.time()}
-                metrics |= progress.take()
-                metrics["optim/lr"] = optimizers[0].param_groups[0]["lr"]
-                if eval_due:
-                    # Before the end, at the size that is being trained: another one says little.
-                    result = judged(None if last else sizes[step - 1])
-                    improved = result.accuracy > best_accuracy
-                    best_accuracy = max(best_accuracy, result.accuracy)
-                    metrics[f"{judge.split}/accuracy"] = result.accuracy
-                    metrics[f"{judge.split}/loss"] = result.loss
-                trackers.log(metrics)
-                progress.restart()
-            if last or stop or improved or is_due(step, checkpoint_steps):
-                save(best=improved)
-            if stop:
-                trackers.finish({})
-                checkpoints.wait()
-                raise Preempted(f"{folder} stopped after step {step}; run again to go on")
+    def train_on(self, asked: Requests) -> None:
+        """Trains from the step reached to the last one."""
+        self.progress.restart(self.carried)
+        for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
+            if self.step not in self.skipped:
+                self.train_step(batch)
+            self.step += 1
+            self.here.alive()
+            self.after_step(asked)
 
-    result = result or judged()
-    with_tta = judged(tta=True) if config.train.tta else None
-    batches.loader.close()
-    judge.loader.close()
-    seconds = clock.read()
-    summary = {
-        "recipe": config.recipe,
-        "dataset": config.data.dataset,
-        "model": config.model.name,
-        "world_size": here.world_size,
-        "device": here.device_name(),
-        "precision": here.precision,
-        "compile": here.compile_backend,
-        "loader": loader,
-        "seed": config.seed,
-        "epochs": total_steps / steps_per_epoch,
-        "steps": total_steps,
-        **dict.fromkeys(("validation_accuracy", "test_accuracy", "test_accuracy_tta", "test_loss")),
-        f"{judge.split}_accuracy": result.accuracy,
-        f"{judge.split}_accuracy_tta": with_tta and with_tta.accuracy,
-        f"{judge.split}_loss": result.loss,
-        "train_accuracy": metrics.get("train/accuracy"),
-        f"best_{judge.split}_accuracy": best_accuracy,
-        "images_per_second": batches.samples(total_steps) / seconds["train"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "flops_per_image": flops,
-        "peak_memory_bytes": here.peak_memory_bytes(),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "data_wait_fraction": seconds["data_wait"] / seconds["train"],
-        "resumed_from_step": resumed_from,
-        "git_commit": runs.git_commit(),
-        "versions": runs.versions(),
-    }
-    checkpoints.wait()
-    if here.is_main:
-        runs.finish(folder, model.state_dict(), summary)
-    trackers.finish(summary)
-    here.say(runs.result_line(folder, summary))
-    return summary
+    def train_step(self, batch: Batch) -> None:
+        """Forward, backward, update. Nothing here waits for the device."""
+        set_learning_rates(self.optimizers, self.config.optim, self.step, self.total_steps)
+        for norm in self.norms:
+            norm.rank_share = batch.share
+        parts = batch.parts(self.config.train.accumulate)
+        outcomes = []
+        for part in parts:
+            with self.here.summing(self.objective, now=part is parts[-1]):
+                size = self.sizes[self.step]
+                loss, correct = self.objective(part.images, part.labels, part.draws, size)
+                loss = loss * part.share
+                self.scaler.scale(loss).backward()
+            outcomes.append((loss.detach(), correct))
+        update(self.optimizers, self.scaler, self.model, self.config.optim.gradient_clip)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
+        self.progress.add(self.step, loss, correct, batch)
+
+    def after_step(self, asked: Requests) -> None:
+        """A line of metrics, an evaluation, a checkpoint, a stop, where they are due.
+
+        Raises:
+            NotFinite: before anything is kept of a model that is spoilt.
+            Preempted: the run was asked to stop, and is saved.
+        """
+        settings, last = self.config.train, self.step == self.total_steps
+        eval_steps = settings.eval_every * self.steps_per_epoch
+        save_steps = self.config.checkpoint.every_steps or eval_steps
+        decision = asked()
+        stop = decision.stop and not last
+        eval_due = last or is_due(self.step, eval_steps)
+        log_due = eval_due or is_due(self.step, settings.log_every)
+        save_due = last or stop or decision.save or is_due(self.step, save_steps)
+        improved = False
+        if log_due or save_due:
+            window = self.progress.window()
+            self.check_finite(window, weights_too=save_due)
+        if log_due:
+            self.last_line = {
+                "step": self.step,
+                "epoch": self.step / self.steps_per_epoch,
+                "time": time.time(),
+                **self.progress.line(window),
+                "optim/lr": self.optimizers[0].param_groups[0]["lr"],
+            }
+            if eval_due:
+                # Before the end, at the size that is being trained: another one says little.
+                self.result = self.evaluate(None if last else self.sizes[self.step - 1])
+                improved = self.result.accuracy > self.best_accuracy
+                self.best_accuracy = max(self.best_accuracy, self.result.accuracy)
+                self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
+                self.last_line[f"{self.judge.split}/loss"] = self.result.loss
+                self.trackers.evaluated(self.step, self.result.logits, self.result.labels)
+            self.trackers.log(self.last_line)
+            self.progress.restart()
+            window = Window()
+        if save_due or improved:
+            self.save(window, best=improved)
+            asked.saved()
+        if stop:
+            self.stop()
+
+    def check_finite(self, window: Window, *, weights_too: bool) -> None:
+        """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
+        if window.bad_step is not None:
+            raise NotFinite(window.bad_step)
+        if weights_too and not all_finite(self.model.parameters()):
+            raise NotFinite(self.step - 1)
+
+    def go_back(self, error: NotFinite) -> None:
+        """To the last checkpoint, to train on without the batch that did the damage.
+
+        Raises:
+            UserError: that is not wanted, or happens too often.
+        """
+        self.trackers.warn("Loss is not finite", f"{self.folder}: {error}")
+        settings = self.config.train
+        if settings.non_finite == "stop" or len(self.skipped) >= settings.max_skips:
+            raise UserError(
+                f"{self.folder}: {error}"
+                + (f", after {len(self.skipped)} skipped steps" if self.skipped else "")
+                + "; lower --optim.learning_rate, set --optim.gradient_clip, or try "
+                "--train.non_finite skip"
+            )
+        state = self.here.on_main(self.checkpoints.load_latest)
+        if state is None:
+            raise UserError(f"{self.folder}: {error}, and there is no checkpoint to go back to")
+        self.model.load_state_dict(state.model)
+        self.restore(state)
+        self.skipped.add(error.step)
+        self.trackers.rewind(self.step)
+        self.here.say(f"{error}: back to step {self.step}, to go on without that one")
+
+    # Evaluating, saving, ending
+
+    def evaluate(self, size: int | None = None, *, tta: bool = False) -> Evaluation:
+        """The model, or the average of its weights, on the images a run is judged by."""
+        self.here.synchronize()  # what is still queued is training
+        with self.clock.phase("evaluate"):
+            for model in (self.model, self.judged_model):
+                self.here.average_buffers(model)
+            judged = self.judged_model
+            return evaluate(judged, self.augment, self.judge, self.here, size=size, tta=tta)
+
+    @property
+    def judged_model(self) -> nn.Module:
+        """What is evaluated and kept."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def save(self, window: Window | None = None, *, best: bool) -> None:
+        """A checkpoint, written while training goes on."""
+        with self.clock.phase("checkpoint"):
+            own = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
+            buffers = self.here.gather(own)
+            if not self.here.is_main:
+                return
+            path = self.checkpoints.save(
+                TrainState(
+                    step=self.step,
+                    model=self.model.state_dict(),
+                    optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+                    scaler=self.scaler.state_dict(),
+                    averaged=self.averaged.state_dict() if self.averaged is not None else {},
+                    buffers=list(buffers),
+                    best_accuracy=self.best_accuracy,
+                    seconds=self.clock.read(),
+                    resumed_from=self.resumed_from,
+                    window=asdict(window or Window()),
+                    skipped=sorted(self.skipped),
+                    data_checksum=self.prepared.manifest.train.sha256,
+                ),
+                best=best,
+            )
+            self.trackers.checkpointed(self.step, path, best=best)
+
+    def restore(self, state: TrainState) -> None:
+        """Everything but the weights, which come before DDP."""
+        runs.check_data(self.folder, state.data_checksum, self.prepared)
+        state.restore(
+            self.model,
+            self.optimizers,
+            self.scaler,
+            rank=self.here.rank,
+            world_size=self.here.world_size,
+        )
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state.averaged)
+        self.step, self.best_accuracy = state.step, state.best_accuracy
+        self.skipped |= set(state.skipped)
+        self.carried = Window(**state.window)
+        self.last_line = runs.last_metrics(self.folder, self.step)
+
+    def stop(self) -> None:
+        """Ends the process, to be gone on with later; a checkpoint has been made."""
+        self.trackers.warn("Stopped", f"{self.folder} stopped after step {self.step}")
+        self.trackers.finish({})
+        self.checkpoints.wait()
+        raise Preempted(f"{self.folder} stopped after step {self.step}; run again to go on")
+
+    def finish(self, result: Evaluation, with_tta: Evaluation | None) -> dict[str, Any]:
+        """The end of a run: weights, answers and summary."""
+        self.batches.loader.close()
+        self.judge.loader.close()
+        summary = summarise(self, result, with_tta)
+        self.checkpoints.wait()
+        if self.here.is_main:
+            answers = {"logits": result.logits.half(), "labels": result.labels}
+            runs.finish(self.folder, self.judged_model.state_dict(), answers, summary)
+        self.trackers.finish(summary)
+        self.here.say(runs.result_line(self.folder, summary))
+        return summary
 
 
-def warm_up(objective: nn.Module, model: nn.Module, batch: Batch, sizes: Iterable[int]) -> None:
+def warm_up(trainer: Trainer, sizes: Iterable[int]) -> None:
     """Compiles forward and backward for every image size; weights and buffers stay as they are."""
+    model = trainer.model
     buffers = [buffer.clone() for buffer in model.buffers()]
+    batch = next(trainer.batches.epoch(0))
     for size in sizes:
-        loss, _ = objective(batch.images, batch.labels, batch.draws, size)
-        (loss * 0).backward()
+        for part in batch.parts(trainer.config.train.accumulate):
+            loss, _ = trainer.objective(part.images, part.labels, part.draws, size)
+            (loss * 0).backward()
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(before)
     for parameter in model.parameters():
@@ -249,6 +384,11 @@ def update(
     scaler.update()
     for optimizer in optimizers:
         optimizer.zero_grad()
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no element is infinite or not a number; waits for the device."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def is_due(step: int, every: int) -> bool:

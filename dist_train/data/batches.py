@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -40,6 +40,33 @@ class Batch:
     """This rank's part of the global batch times the world size: 1 when all are equal."""
     global_size: int
     """Samples of this step over all ranks."""
+    mixed: bool = False
+    """Whether partners follow the samples."""
+
+    def parts(self, count: int) -> list["Batch"]:
+        """This batch in at most `count` parts, for gradient accumulation; shares add up."""
+        if count == 1:
+            return [self]
+        samples = len(self.images) // (2 if self.mixed else 1)
+        pieces = torch.arange(samples).tensor_split(min(count, samples))
+        return [self._part(piece) for piece in pieces]
+
+    def _part(self, own: Tensor) -> "Batch":
+        chosen = slice(int(own[0]), int(own[-1]) + 1)
+
+        def cut(tensor: Tensor) -> Tensor:
+            halves = tensor.chunk(2) if self.mixed else (tensor,)
+            parts = [half[chosen] for half in halves]
+            return torch.cat(parts) if self.mixed else parts[0]
+
+        samples = len(self.images) // (2 if self.mixed else 1)
+        return replace(
+            self,
+            images=cut(self.images),
+            labels=cut(self.labels),
+            draws=cut(self.draws),
+            share=self.share * len(own) / samples,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +122,14 @@ class TrainBatches:
             for step, part, own, image in zip(steps, parts, slices, images, strict=True):
                 end = start + len(part)
                 share = (own.stop - own.start) * self.world_size / len(step)
-                yield Batch(image, labels[start:end], draws[start:end], share, len(step))
+                yield Batch(
+                    image,
+                    labels[start:end],
+                    draws[start:end],
+                    share=share,
+                    global_size=len(step),
+                    mixed=self.policy.mixes,
+                )
                 start = end
 
     def _with_partners(self, ids: Ids, own: slice) -> Ids:

@@ -6,8 +6,10 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dist_train.tracking import Tracker
 
-class Console:
+
+class Console(Tracker):
     """Progress with images/s, time left and the latest figures.
 
     Args:

@@ -1,14 +1,16 @@
 """`metrics.jsonl`: one JSON object a line, the source of truth."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dist_train.files import write_atomically
+from dist_train.tracking import Tracker
 
-class JsonLines:
-    """Appends to a file; each line is on disk when `log` returns to the operating system.
+
+class JsonLines(Tracker):
+    """Appends to a file; each line is with the operating system when `log` returns.
 
     Args:
         path: made when missing.
@@ -16,14 +18,18 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = [line for line in read(path) if line["step"] <= resumed_step]
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        self._open(resumed_step)
+
+    def _open(self, last_step: int) -> None:
+        kept = [line for line in read(self._path) if line["step"] <= last_step]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = self._path.open("a", buffering=1)
+
+    def rewind(self, step: int) -> None:
+        """See Tracker."""
+        self._file.close()
+        self._open(step)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """See Tracker."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist_train.errors import UserError
+from dist_train.tracking import Tracker
 
 log = logging.getLogger("dist_train")
 
@@ -41,7 +42,7 @@ def choose_mode(mode: Mode) -> Literal["online", "offline", "off"]:
     return "online" if logged_in else "offline"
 
 
-class WandB:
+class WandB(Tracker):
     """A W&B run whose id is kept in the run's directory, so that a resumed run goes on in it.
 
     Args:

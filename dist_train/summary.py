@@ -1,0 +1,61 @@
+"""What a run says of itself: a line when it begins, summary.json when it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dist_train import runs
+from dist_train.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from dist_train.train import Trainer
+
+
+def describe(trainer: Trainer) -> str:
+    """What is about to happen, in a line or two."""
+    config, here = trainer.config, trainer.here
+    lines = [
+        f"{trainer.folder}: {config.recipe} on {config.data.dataset} ({trainer.loader} loader), "
+        f"{here.world_size} x {here.device_name()}, {here.precision}, "
+        f"{here.compile_backend or 'eager'}, "
+        f"{trainer.total_steps} steps of {config.data.batch_size} images"
+    ]
+    if trainer.step:
+        lines.append(f"going on after step {trainer.step}")
+    return "\n".join(lines)
+
+
+def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None) -> dict[str, Any]:
+    """The fields of summary.json; what was not measured is null."""
+    config, here, split = trainer.config, trainer.here, trainer.judge.split
+    seconds = trainer.clock.read()
+    parameters = trainer.model.parameters()
+    return {
+        "recipe": config.recipe,
+        "dataset": config.data.dataset,
+        "model": config.model.name,
+        "world_size": here.world_size,
+        "device": here.device_name(),
+        "precision": here.precision,
+        "compile": here.compile_backend,
+        "loader": trainer.loader,
+        "seed": config.seed,
+        "epochs": trainer.total_steps / trainer.steps_per_epoch,
+        "steps": trainer.total_steps,
+        **dict.fromkeys(("validation_accuracy", "test_accuracy", "test_accuracy_tta", "test_loss")),
+        f"{split}_accuracy": result.accuracy,
+        f"{split}_accuracy_tta": with_tta and with_tta.accuracy,
+        f"{split}_loss": result.loss,
+        "train_accuracy": trainer.last_line.get("train/accuracy"),
+        f"best_{split}_accuracy": trainer.best_accuracy,
+        "images_per_second": trainer.batches.samples(trainer.total_steps) / seconds["train"],
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "flops_per_image": trainer.flops,
+        "peak_memory_bytes": here.peak_memory_bytes(),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "data_wait_fraction": seconds["data_wait"] / seconds["train"],
+        "resumed_from_step": trainer.resumed_from,
+        "skipped_steps": sorted(trainer.skipped),
+        "git_commit": runs.git_commit(),
+        "versions": runs.versions(),
+    }
