@@ -44,8 +44,8 @@ def augmented_samples(config: Config, path: str) -> None:
 
 def as_bytes(x: Tensor, augment: Augment) -> Tensor:
     """Normalised float (n, C, H, W) back to uint8 (n, H, W, C)."""
-    flat = x.permute(0, 2, 3, 1).reshape(len(x), -1) / augment.inverse_std + augment.mean
-    return flat.round().clamp(0, 255).byte().view(len(x), *augment.image_shape)
+    pixels = x.permute(0, 2, 3, 1) / augment.inverse_std + augment.mean
+    return pixels.round().clamp(0, 255).byte()
 
 
 def write_png(columns: Sequence[Tensor], path: Path) -> None:

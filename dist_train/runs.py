@@ -60,8 +60,7 @@ def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
         if config.checkpoint.resume == "never":
             raise UserError(f"{folder} exists: choose another --name, or --checkpoint.resume auto")
         check_same(read_json(path), config, folder)
-        summary = folder / "summary.json"
-        return read_json(summary) if summary.exists() else None
+        return read_summary(folder)
     write_json(path, config.as_dict())
     return None
 
@@ -148,6 +147,23 @@ def check_same(stored: Mapping[str, Any], config: Config, folder: Path) -> None:
         )
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What a finished run left; None for one that is not finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    summary = read_json(path)
+    try:
+        result_line(folder, summary)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
+    return summary
+
+
 def read_config(folder: Path) -> Config:
     """The config a run was made with.
 
@@ -196,10 +212,19 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values = json.loads(path.read_text())
+        if isinstance(values, dict):
+            return values
+        raise ValueError("no object")
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): move the run's folder away") from error
-    return values
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to say of a file that other parts of a run can replace."""
+    return UserError(
+        f"{path} is damaged ({error!r}): remove that file, and run the same command again"
+    )
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -139,18 +139,27 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Trains to the end, evaluates, and leaves the results in the run's directory."""
         with self.here.heartbeat.beating():
-            if self.config.train.non_finite == "skip" and not self.step:
-                self.save(best=False)  # to have somewhere to go back to
-            every = self.config.checkpoint.every_minutes * 60
-            with self.clock.phase("train"), watch(self.folder / "STOP", self.here, every) as asked:
-                while self.step < self.total_steps:
-                    try:
-                        self.train_on(asked)
-                    except NotFinite as error:
-                        self.go_back(error)
-            result = self.result or self.evaluate()
-            with_tta = self.evaluate(tta=True) if self.config.train.tta else None
-            return self.finish(result, with_tta)
+            try:
+                self.fit()
+                result = self.result or self.evaluate()
+                with_tta = self.evaluate(tta=True) if self.config.train.tta else None
+                return self.finish(result, with_tta)
+            except BaseException:
+                self.trackers.finish({})
+                self.checkpoints.wait()
+                raise
+
+    def fit(self) -> None:
+        """Trains to the last step."""
+        if self.config.train.non_finite == "skip" and not self.step:
+            self.save(best=False)  # to have somewhere to go back to
+        every = self.config.checkpoint.every_minutes * 60
+        with self.clock.phase("train"), watch(self.folder / "STOP", self.here, every) as asked:
+            while self.step < self.total_steps:
+                try:
+                    self.train_on(asked)
+                except NotFinite as error:
+                    self.go_back(error)
 
     def train_on(self, asked: Requests) -> None:
         """Trains from the step reached to the last one."""
@@ -224,7 +233,9 @@ class Trainer:
             self.save(window, best=improved)
             asked.saved()
         if stop:
-            self.stop()
+            stopped = f"{self.folder} stopped after step {self.step}"
+            self.trackers.warn("Stopped", stopped)
+            raise Preempted(f"{stopped}; run again to go on")
 
     def check_finite(self, window: Window, *, weights_too: bool) -> None:
         """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
@@ -315,13 +326,6 @@ class Trainer:
         self.skipped |= set(state.skipped)
         self.carried = Window(**state.window)
         self.last_line = runs.last_metrics(self.folder, self.step)
-
-    def stop(self) -> None:
-        """Ends the process, to be gone on with later; a checkpoint has been made."""
-        self.trackers.warn("Stopped", f"{self.folder} stopped after step {self.step}")
-        self.trackers.finish({})
-        self.checkpoints.wait()
-        raise Preempted(f"{self.folder} stopped after step {self.step}; run again to go on")
 
     def finish(self, result: Evaluation, with_tta: Evaluation | None) -> dict[str, Any]:
         """The end of a run: weights, answers and summary."""

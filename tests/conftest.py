@@ -9,6 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dist_train.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -83,3 +95,40 @@ def summary(run_folder: Path) -> dict[str, Any]:
     """summary.json."""
     values: dict[str, Any] = json.loads((run_folder / "summary.json").read_text())
     return values
+
+
+@pytest.fixture
+def small(tmp_path: Path, cache: Path) -> Config:
+    """A run of seconds: 500 shapes, 8 steps an epoch, the last of 52 images."""
+    return Config(
+        recipe="small",
+        name="run",
+        output=str(tmp_path / "runs"),
+        data=DataConfig(
+            dataset="shapes",
+            train_samples=500,
+            batch_size=64,
+            drop_last=False,
+            cache=str(cache),
+            loader="resident",
+            flip="random",
+            crop_padding=2,
+        ),
+        model=ModelConfig(name="cnn2"),
+        optim=OptimConfig(learning_rate=0.05),
+        train=TrainConfig(epochs=2, log_every=1),
+        runtime=RuntimeConfig(precision="fp32", device="cpu", threads=1),
+        tracking=TrackingConfig(wandb="off"),
+    )
+
+
+def folder(config: Config) -> Path:
+    return Path(config.output) / str(config.name)
+
+
+def losses(config: Config) -> list[float]:
+    return [line["train/loss"] for line in metrics(folder(config))]
+
+
+def weights(config: Config) -> dict[str, Tensor]:
+    return load_file(folder(config) / "model.safetensors")

@@ -14,55 +14,25 @@ from safetensors.torch import load_file
 from dist_train.config import (
     CheckpointConfig,
     Config,
-    DataConfig,
     ModelConfig,
     OptimConfig,
-    RuntimeConfig,
-    TrackingConfig,
-    TrainConfig,
 )
 from dist_train.errors import UserError
 from dist_train.train import train
-from tests.conftest import REPOSITORY, SMALL, dist_train, metrics, run, summary, torchrun
+from tests.conftest import (
+    REPOSITORY,
+    SMALL,
+    dist_train,
+    folder,
+    losses,
+    metrics,
+    run,
+    summary,
+    torchrun,
+    weights,
+)
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
-
-
-@pytest.fixture
-def small(tmp_path: Path, cache: Path) -> Config:
-    """A run of seconds: 500 shapes, 8 steps an epoch, the last of 52 images."""
-    return Config(
-        recipe="small",
-        name="run",
-        output=str(tmp_path / "runs"),
-        data=DataConfig(
-            dataset="shapes",
-            train_samples=500,
-            batch_size=64,
-            drop_last=False,
-            cache=str(cache),
-            loader="resident",
-            flip="random",
-            crop_padding=2,
-        ),
-        model=ModelConfig(name="cnn2"),
-        optim=OptimConfig(learning_rate=0.05),
-        train=TrainConfig(epochs=2, log_every=1),
-        runtime=RuntimeConfig(precision="fp32", device="cpu"),
-        tracking=TrackingConfig(wandb="off"),
-    )
-
-
-def folder(config: Config) -> Path:
-    return Path(config.output) / str(config.name)
-
-
-def losses(config: Config) -> list[float]:
-    return [line["train/loss"] for line in metrics(folder(config))]
-
-
-def weights(config: Config) -> dict[str, torch.Tensor]:
-    return load_file(folder(config) / "model.safetensors")
 
 
 def assert_same_weights(a: Config, b: Config) -> None:
@@ -217,10 +187,10 @@ def test_the_curve_does_not_depend_on_the_world_size(
     ]  # fmt: skip
     worlds = (1, 2, 3) if curve == "grouped_norm" else (1, 2)
     runs = [tmp_path / "runs" / f"world{world}" for world in worlds]
-    for world, folder in zip(worlds, runs, strict=True):
-        done = torchrun(world, "train", *flags, "--name", folder.name, cwd=tmp_path)
+    for world, run_folder in zip(worlds, runs, strict=True):
+        done = torchrun(world, "train", *flags, "--name", run_folder.name, cwd=tmp_path)
         assert done.returncode == 0
-        assert summary(folder)["world_size"] == world
+        assert summary(run_folder)["world_size"] == world
     one = runs[0]
     for other in runs[1:]:
         for a, b in zip(metrics(one), metrics(other), strict=True):

@@ -77,5 +77,6 @@ class Trackers(Tracker):
         self._tell("rewind", step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """See Tracker."""
+        """See Tracker; nothing is told to them afterwards."""
         self._tell("finish", summary)
+        self._trackers = []
