@@ -246,12 +246,12 @@ def test_launchers_pass_signals_on(
 def test_a_full_disk_costs_checkpoints_only(tmp_path: Path, cache: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("cannot mount a small tmpfs here (needs root)")
     try:
         filler = disk / "filler"
-        filler.write_bytes(bytes(900 * 1024))
+        filler.write_bytes(bytes(8 * 2**20 - 16 * 1024))
         flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
         flags += ["--output", str(disk)]
         with (tmp_path / "log").open("wb") as log:
@@ -266,6 +266,7 @@ def test_a_full_disk_costs_checkpoints_only(tmp_path: Path, cache: Path) -> None
         filler.unlink()
         assert job.wait(120) == 0, (tmp_path / "log").read_text()
         assert summary(disk / "run")["steps"] == STEPS
+        assert [line["step"] for line in metrics(disk / "run")] == list(range(1, STEPS + 1))
         assert list((disk / "run" / "checkpoints").glob("step-*"))
         done = dist_train("eval", str(disk / "run"), cwd=tmp_path)
         assert done.returncode == 0

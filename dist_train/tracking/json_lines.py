@@ -1,17 +1,24 @@
 """`metrics.jsonl`: one JSON object a line, the source of truth."""
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
 from dist_train.files import write_atomically
 from dist_train.tracking import Tracker
 
+log = logging.getLogger("dist_train")
+
 
 class JsonLines(Tracker):
     """Appends to a file; each line is with the operating system when `log` returns.
+
+    On a full disk the lines wait for room.
 
     Args:
         path: made when missing.
@@ -20,12 +27,13 @@ class JsonLines(Tracker):
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         self._path = path
+        self._waiting = b""
         self._open(resumed_step)
 
     def _open(self, last_step: int) -> None:
         kept = [line for line in read(self._path) if line["step"] <= last_step]
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = self._path.open("a", buffering=1)
+        write_atomically(self._path, b"".join(map(encode, kept)))
+        self._file = self._path.open("ab", buffering=0)
 
     def rewind(self, step: int) -> None:
         """See Tracker."""
@@ -34,11 +42,27 @@ class JsonLines(Tracker):
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """See Tracker."""
-        self._file.write(json.dumps(dict(metrics)) + "\n")
+        first_failure = not self._waiting
+        self._waiting += encode(metrics)
+        size = self._file.tell()
+        try:
+            if self._file.write(self._waiting) < len(self._waiting):
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            self._waiting = b""
+        except OSError as error:
+            self._file.truncate(size)  # no half lines
+            self._file.seek(size)
+            if first_failure:
+                log.warning("%s cannot be written: %s", self._path, error.strerror)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See Tracker."""
         self._file.close()
+
+
+def encode(line: Mapping[str, float]) -> bytes:
+    """A line of the file."""
+    return (json.dumps(dict(line)) + "\n").encode()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
