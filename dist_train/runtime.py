@@ -203,6 +203,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     backend = resolve_compile(settings.compile, cpu=cpu)
     timeout = timedelta(seconds=settings.timeout_seconds)
     try:
+        join_again("gloo" if cpu else "nccl", timeout)
         state = PartialState(cpu=cpu, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -240,6 +241,28 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     finally:
         state.destroy_process_group()
         PartialState._reset_state()  # or a second run in this process would find it destroyed
+
+
+def join_again(backend: str, timeout: timedelta) -> None:
+    """Joins the process group under a new name after torchrun has started a node's job again.
+
+    torch 2.15 keeps the store of the processes before, with their addresses, and the new ones
+    would try to reach the dead. Restarts of several nodes are counted by each for itself: there
+    is no such name for them.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if not attempt or world_size == 1 or os.environ["LOCAL_WORLD_SIZE"] != str(world_size):
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+        rank=int(os.environ["RANK"]),
+        world_size=world_size,
+        timeout=timeout,
+    )
 
 
 def resolve_precision(precision: str, *, cpu: bool) -> str:

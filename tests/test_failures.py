@@ -173,8 +173,7 @@ def test_torchrun_starts_a_dead_rank_again(
     tmp_path: Path, cache: Path, uninterrupted: Path
 ) -> None:
     flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
-    agent = ("--max-restarts", "2", "--master_port", str(free_port()))
-    job = launch(tmp_path, *flags, agent=agent)
+    job = launch(tmp_path, *flags, agent=("--standalone", "--max-restarts", "2"))
     run_folder = tmp_path / "runs" / "run"
     try:
         for step, victim in ((25, 1), (60, 0)):
