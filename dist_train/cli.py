@@ -22,6 +22,8 @@ commands:
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
        [--images FILE.png]                       draw a grid of augmented training images
   report RUN... [--out FILE.png]                 plot accuracy and loss of runs
+  doctor [RECIPE] [--section.field value ...]    check software, GPUs, data, disks, W&B and SLURM;
+                                                 under torchrun also the network between ranks
   bench loader|overhead|scaling [--json]         measure this machine against rivals
 
 COMMAND --help tells more."""
@@ -131,6 +133,14 @@ def evaluate(arguments: Sequence[str]) -> None:
         )
 
 
+def doctor(arguments: Sequence[str]) -> int:
+    """`dist-train doctor`."""
+    config, _ = options.parse(arguments, "dist-train doctor")
+    from dist_train.doctor import examine
+
+    return examine(config)
+
+
 def bench(arguments: Sequence[str]) -> None:
     """`dist-train bench`."""
     from dist_train.bench import main
@@ -156,5 +166,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": evaluate,
     "report": report,
     "show": show,
+    "doctor": doctor,
     "bench": bench,
 }
