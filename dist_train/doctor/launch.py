@@ -24,8 +24,15 @@ class Launch:
     def from_environment(cls) -> Self:
         """From the variables that both launchers set."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        values = (int(os.environ.get(name, name.endswith("SIZE"))) for name in names)
-        return cls(*values, master=os.environ.get("MASTER_ADDR"))
+        rank, local_rank, world_size, local_world_size = (
+            int(os.environ.get(name, name.endswith("SIZE"))) for name in names
+        )
+        return cls(rank, local_rank, world_size, local_world_size, os.environ.get("MASTER_ADDR"))
+
+    @property
+    def launched(self) -> bool:
+        """Whether a launcher started this process."""
+        return self.master is not None
 
     @property
     def nodes(self) -> int:
@@ -40,40 +47,31 @@ def slurm(name: str) -> int | None:
 
 
 def geometry(launch: Launch, *, gpus: int, device: str) -> Finding:
-    """Whether the processes are as many as the machines and GPUs they were given."""
+    """Whether there are as many processes as the machines and GPUs that were given ask for."""
     in_job = "SLURM_JOB_ID" in os.environ
-    if launch.world_size == 1 and (slurm("STEP_NUM_TASKS") or 1) > 1 and launch.master is None:
-        return failed(
-            "launch",
-            f"srun started {slurm('STEP_NUM_TASKS')} tasks that do not know of each other",
-            "one task a node, running accelerate launch or torchrun: see slurm/cifar.sh",
-        )
-    if launch.world_size == 1 and not in_job:
-        return skipped("launch", "one process, outside SLURM")
-    here = f"{launch.world_size} processes, {launch.local_world_size} on this node"
-    allocated = [f"{launch.nodes} nodes"]
-    if in_job and launch.master is None:
-        return skipped(
-            "launch", "one process in a SLURM job: `srun slurm/doctor.sh` tests them all"
-        )
-    nodes = slurm("NNODES") if in_job else None
-    if nodes and nodes * launch.local_world_size != launch.world_size:
-        return failed(
-            "launch",
-            f"{here}, in a SLURM job of {nodes} nodes",
-            f"--num_machines {nodes} --num_processes {nodes * launch.local_world_size}",
-        )
-    if in_job and device != "cpu":
-        gpus = slurm("GPUS_ON_NODE") or gpus
-    if device != "cpu" and gpus and gpus != launch.local_world_size:
-        wanted = (nodes or launch.nodes) * gpus
-        if in_job or launch.local_world_size > gpus:
+    tasks = slurm("STEP_NUM_TASKS") or 1
+    if not launch.launched:
+        if in_job and tasks > 1:
             return failed(
                 "launch",
-                f"{here}, which has {gpus} GPUs",
-                f"a process a GPU: --num_processes {wanted} (slurm/cifar.sh: PROCESSES_PER_NODE)",
+                f"srun started {tasks} tasks that do not know of each other",
+                "start one task a node, and in it accelerate launch or torchrun (slurm/cifar.sh)",
             )
-    return ok("launch", f"{here}, {', '.join(allocated)}")
+        where = "in a SLURM job: see docs/slurm.md to test all of it" if in_job else "outside SLURM"
+        return skipped("launch", f"one process, {where}")
+    found = f"{launch.world_size} processes, {launch.local_world_size} on this node"
+    nodes = slurm("NNODES") or launch.nodes
+    if nodes * launch.local_world_size != launch.world_size:
+        wanted = nodes * launch.local_world_size
+        remedy = f"--num_machines {nodes} --num_processes {wanted}"
+        return failed("launch", f"{found}, in a SLURM job of {nodes} nodes", remedy)
+    if device != "cpu":
+        gpus = slurm("GPUS_ON_NODE") or gpus
+        # Fewer processes than GPUs may be meant, but not of GPUs that a job has reserved.
+        if launch.local_world_size > gpus > 0 or (in_job and launch.local_world_size < gpus):
+            remedy = f"--num_processes {nodes * gpus} (slurm/cifar.sh: PROCESSES_PER_NODE={gpus})"
+            return failed("launch", f"{found}, which has {gpus} GPUs", remedy)
+    return ok("launch", f"{found}, {nodes} nodes" if nodes > 1 else found)
 
 
 def address(launch: Launch) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def probed() -> Mapping[str, dict[str, Any]]:
         lines = done.stdout
     except subprocess.TimeoutExpired as expired:
         lines = (expired.stdout or b"").decode() if isinstance(expired.stdout, bytes) else ""
-    values = [json.loads(line) for line in lines.splitlines()]
+    values = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
     return {value.pop("package"): value for value in values}
 
 
@@ -61,7 +61,7 @@ def packages(
     for name in PACKAGES:
         if name not in found:
             why = f"importing it crashed, or took more than {IMPORT_SECONDS} s"
-            yield failed(name, why, "see `python -c 'import {name}'`, and run launch/setup.sh")
+            yield failed(name, why, f"see `python -c 'import {name}'`, and run launch/setup.sh")
             return
         version, error = found[name]["version"], found[name]["error"]
         if error:
@@ -148,31 +148,29 @@ def download(name: str) -> Finding:
 
 
 def disk(name: str, folder: Path, *, flag: str) -> Iterator[Finding]:
-    """Free space where a folder is or will be, and how fast a file there is safe on the disk."""
+    """How fast a file is safe on the disk where a folder is or will be, and the space there."""
     try:
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(place).free
-        if free < FREE_BYTES:
-            found = f"{free / 1e9:.2f} GB free in {folder}, expected {FREE_BYTES / 1e9:.1f} or more"
-            yield failed(f"{name} space", found, f"free some, or choose another {flag}")
-        else:
-            yield ok(f"{name} space", f"{free / 1e9:.1f} GB free in {folder}")
-        content = os.urandom(min(WRITTEN_BYTES, free // 2))
+        content = os.urandom(WRITTEN_BYTES)
         with tempfile.TemporaryFile(dir=place) as file:  # gone with the process, whatever ends it
             start = time.perf_counter()
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             seconds = time.perf_counter() - start
+        free = shutil.disk_usage(place).free
     except OSError as error:
-        yield failed(
-            f"{name} write",
-            f"cannot write in {folder} ({error.strerror})",
-            f"choose another {flag}",
-        )
+        found = f"cannot write {WRITTEN_BYTES >> 20} MiB in {folder} ({error.strerror})"
+        yield failed(f"{name} write", found, f"free some space, or choose another {flag}")
         return
-    size = len(content) / 1e6
-    yield ok(f"{name} write", f"{size:.0f} MB in {seconds:.2f} s, {size / seconds:.0f} MB/s")
+    speed = f"{WRITTEN_BYTES / seconds / 1e6:,.0f} MB/s"
+    yield ok(f"{name} write", f"{WRITTEN_BYTES >> 20} MiB in {seconds:.2f} s, {speed}")
+    found = f"{free / 1e9:.1f} GB free in {folder}"
+    if free < FREE_BYTES:
+        remedy = f"expected {FREE_BYTES / 1e9:.1f} or more: choose another {flag}"
+        yield failed(f"{name} space", found, remedy)
+    else:
+        yield ok(f"{name} space", found)
 
 
 def wandb(mode: Mode) -> Finding:

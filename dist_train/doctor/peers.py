@@ -1,7 +1,7 @@
 """Checks of all ranks together: do they meet, how fast is the network, which link is slowest.
 
-Every wait has an end. When a stage fails, the ranks call the roll in the store where they met, which
-names those that hang. Ranks other than 0 speak only if rank 0 is gone.
+Every wait has an end. When a stage fails, the ranks call the roll in the store where they met,
+which names those that hang. Ranks other than 0 speak only if rank 0 is gone.
 """
 
 import json
@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from datetime import timedelta
+from functools import partial
 from statistics import median
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from dist_train.config import RuntimeConfig
 from dist_train.doctor.finding import Finding, failed, ok
@@ -44,7 +47,7 @@ def checks(
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     present = {"host": socket.gethostname(), "failures": [astuple(f) for f in failures_here]}
     try:
-        store, *_ = next(dist.rendezvous("env://", timeout=patience))
+        store, *_ = next(rendezvous("env://", timeout=patience))
         store.set(f"present/{launch.rank}", json.dumps(present))
         if launch.rank:
             store.wait(["begin"], patience)
@@ -85,7 +88,7 @@ def checks(
 
 
 def network(
-    store: dist.Store, launch: Launch, settings: RuntimeConfig, wait: int, hosts: Sequence[str]
+    store: Store, launch: Launch, settings: RuntimeConfig, wait: int, hosts: Sequence[str]
 ) -> Iterator[Finding]:
     """All-reduce bandwidth over all ranks, then one link after the other around the ring.
 
@@ -104,18 +107,18 @@ def network(
     def join() -> None:
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            store=dist.PrefixStore("network", store),
+            store=PrefixStore("network", store),
             rank=launch.rank,
             world_size=size,
             timeout=timedelta(seconds=wait),
         )
 
     within(limit, join)
-    speed = within(limit, lambda: all_reduce_speed(device))
+    speed = within(limit, partial(all_reduce_speed, device))
     found = f"{rate(speed)} bus bandwidth over {size} ranks ({dist.get_backend()})"
     yield ok("all-reduce", f"{found}, {MESSAGE_BYTES >> 20} MiB at a time")
     links = [(sender, (sender + 1) % size) for sender in range(size)]
-    speeds = [within(limit, lambda link=link: link_speed(*link, device)) for link in links]
+    speeds = [within(limit, partial(link_speed, *link, device)) for link in links]
     slowest = speeds.index(min(speeds))
     sender, receiver = (f"rank {rank} on {hosts[rank]}" for rank in links[slowest])
     usual = f"median of {size} links {rate(median(speeds))}"
@@ -132,7 +135,7 @@ def all_reduce_speed(device: torch.device) -> float:
     tensor = torch.ones(MESSAGE_BYTES // 4, device=device)
     dist.all_reduce(tensor)
     if not bool((tensor == size).all()):
-        raise RuntimeError(f"all-reduce of ones over {size} ranks gave {tensor.unique().tolist()}")
+        raise RuntimeError(f"all-reduce of ones over {size} ranks gave up to {float(tensor.max())}")
     tensor.zero_()  # sums of sums would overflow
 
     def seconds_for(repeats: int) -> float:
@@ -182,7 +185,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def absent(store: dist.Store, word: str, world_size: int, seconds: float) -> set[int]:
+def absent(store: Store, word: str, world_size: int, seconds: float) -> set[int]:
     """The ranks that have not set `word` when the time is up."""
     missing = set(range(world_size))
     deadline = time.monotonic() + seconds

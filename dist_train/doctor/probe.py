@@ -33,7 +33,7 @@ def gpus() -> dict[str, Any]:
     found: dict[str, Any] = {"cuda": torch.version.cuda, "nccl": None, "names": [], "error": None}
     try:
         if torch.cuda.is_available():
-            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         for index in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(index).total_memory
             found["names"].append(f"{torch.cuda.get_device_name(index)} {memory / 2**30:.0f} GiB")
