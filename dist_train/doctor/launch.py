@@ -77,25 +77,24 @@ def geometry(launch: Launch, *, gpus: int, device: str) -> Finding:
 def address(launch: Launch) -> Iterator[Finding]:
     """Whether the names of the meeting point and of this node lead where the others find them."""
     if launch.master is None:
-        yield skipped("address", "no MASTER_ADDR: one process")
+        yield skipped("MASTER_ADDR", "one process meets nobody")
         return
     remedy = "see getent hosts, /etc/hosts and DNS, or give the node's IP address"
     for name, variable in ((launch.master, "MASTER_ADDR"), (socket.gethostname(), "host name")):
         try:
             found = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
         except OSError as error:
-            yield failed("address", f"{variable} {name} has no address ({error.strerror})", remedy)
+            yield failed(variable, f"{name} has no address ({error.strerror})", remedy)
             continue
         # The master's own name may mean itself; a node's own name is what it tells the others.
         loopback = ip_address(found.split("%")[0]).is_loopback
         elsewhere = variable == "host name" or launch.rank > 0
         if launch.nodes > 1 and loopback and elsewhere and "GLOO_SOCKET_IFNAME" not in os.environ:
             yield failed(
-                "address",
-                f"{variable} {name} is {found} on {socket.gethostname()}, and there are "
-                f"{launch.nodes} nodes",
+                variable,
+                f"{name} is {found} on {socket.gethostname()}, and there are {launch.nodes} nodes",
                 "correct /etc/hosts, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the "
                 "network interface",
             )
         else:
-            yield ok("address", f"{variable} {name} is {found}")
+            yield ok(variable, f"{name} is {found}")
