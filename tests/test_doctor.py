@@ -238,7 +238,7 @@ def test_a_rank_that_does_not_come(tmp_path: Path, quick: str) -> None:
     assert verdicts(done.stdout)["ranks"].startswith("FAIL")
 
 
-@pytest.mark.parametrize("hung", [0, 1])
+@pytest.mark.parametrize("hung", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_hangs_in_the_middle(hung: int, tmp_path: Path, quick: str) -> None:
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = [*torchrun, "--master_port", str(free_port()), "-m", "dist_train", *TWO_RANKS]

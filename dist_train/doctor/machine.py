@@ -28,7 +28,7 @@ from dist_train.tracking.wandb import Mode, choose_mode
 
 PACKAGES = ("torch", "torchvision", "ffcv", "accelerate", "wandb")
 OLDEST_PYTHON = (3, 11)  # pyproject.toml
-IMPORT_SECONDS = 300  # a cold environment on a network file system takes minutes
+IMPORT_SECONDS = 120  # a cold environment on a network file system takes a minute
 NETWORK_SECONDS = 5
 FREE_BYTES = 1 << 30  # room for checkpoints, or for a small data set
 WRITTEN_BYTES = 64 << 20

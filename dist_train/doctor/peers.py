@@ -28,6 +28,7 @@ from dist_train.doctor.launch import Launch
 T = TypeVar("T")
 
 LONGEST_WAIT_SECONDS = 60
+MACHINE_SECONDS = 180  # in which rank 0 has looked at its machine
 ROLL_CALL_SECONDS = 5
 TEST_SECONDS = 2.0
 MESSAGE_BYTES = 16 << 20
@@ -43,7 +44,7 @@ def checks(
     """
     wait = min(settings.timeout_seconds, LONGEST_WAIT_SECONDS)
     # The others wait for rank 0, which looks at its machine first.
-    patience = timedelta(seconds=settings.timeout_seconds if launch.rank else wait)
+    patience = timedelta(seconds=wait + MACHINE_SECONDS if launch.rank else wait)
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     present = {"host": socket.gethostname(), "failures": [astuple(f) for f in failures_here]}
     try:
