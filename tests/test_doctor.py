@@ -228,6 +228,7 @@ def test_the_network_between_two_ranks(tmp_path: Path, quick: str) -> None:
     assert len(lines) == len(set(done.stdout.splitlines())), "one rank speaks"
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come(tmp_path: Path, quick: str) -> None:
     late = "import os, time\nif os.environ.get('RANK') == '1': time.sleep(1000)"
     module(tmp_path / "site", "sitecustomize", late)
