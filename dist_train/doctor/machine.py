@@ -1,4 +1,4 @@
-"""Checks of one machine: software, GPUs, data, disks and W&B. None of them imports torch."""
+"""Checks of one machine: software, GPUs, data, disks and W&B."""
 
 import json
 import netrc
@@ -14,7 +14,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dist_train.config import DataConfig
@@ -24,7 +24,9 @@ from dist_train.data.prepare import find_prepared
 from dist_train.doctor import probe
 from dist_train.doctor.finding import Finding, failed, ok, skipped
 from dist_train.errors import UserError
-from dist_train.tracking.wandb import Mode, choose_mode
+
+if TYPE_CHECKING:
+    from dist_train.tracking.wandb import Mode
 
 PACKAGES = ("torch", "torchvision", "ffcv", "accelerate", "wandb")
 OLDEST_PYTHON = (3, 11)  # pyproject.toml
@@ -173,8 +175,10 @@ def disk(name: str, folder: Path, *, flag: str) -> Iterator[Finding]:
         yield ok(f"{name} space", found)
 
 
-def wandb(mode: Mode) -> Finding:
+def wandb(mode: "Mode") -> Finding:
     """Whether W&B is to be reached, and takes the login."""
+    from dist_train.tracking.wandb import choose_mode  # imports torch
+
     try:
         chosen = choose_mode(mode)
     except UserError as error:
