@@ -22,6 +22,10 @@ commands:
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
        [--images FILE.png]                       draw a grid of augmented training images
   report RUN... [--out FILE.png]                 plot accuracy and loss of runs
+  sweep RECIPE --section.field a,b,c ...         train a grid; then a table and a plot of it
+       [--seeds N] [--parallel N | --slurm]
+  doctor [RECIPE] [--section.field value ...]    check software, GPUs, data, disks, W&B and SLURM;
+                                                 under torchrun also the network between ranks
   bench loader|overhead|scaling [--json]         measure this machine against rivals
 
 COMMAND --help tells more."""
@@ -131,6 +135,37 @@ def evaluate(arguments: Sequence[str]) -> None:
         )
 
 
+def sweep(arguments: Sequence[str]) -> None:
+    """`dist-train sweep`."""
+    parser = options.Parser(
+        prog="dist-train sweep",
+        usage="%(prog)s RECIPE[,RECIPE] --section.field a,b,c ... [options]",
+        description="Train every combination. Values of fields that are lists or text are "
+        "separated by semicolons: --model.widths '16,32;32,64'. See docs/sweeps.md.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs a combination")
+    parser.add_argument("--sample", type=int, metavar="N", help="N combinations by chance")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time")
+    how.add_argument("--slurm", action="store_true", help="submit one job array instead")
+    own, rest = parser.parse_known_args(arguments)
+    for name in ("seeds", "sample", "parallel"):
+        if (getattr(own, name) or 1) < 1 or getattr(own, name) == 0:
+            raise UserError(f"--{name} {getattr(own, name)}: expected 1 or more")
+    from dist_train.sweep import sweep as run
+
+    run(rest, seeds=own.seeds, sample=own.sample, parallel=own.parallel, slurm=own.slurm)
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """`dist-train doctor`."""
+    config, _ = options.parse(arguments, "dist-train doctor")
+    from dist_train.doctor import examine
+
+    return examine(config)
+
+
 def bench(arguments: Sequence[str]) -> None:
     """`dist-train bench`."""
     from dist_train.bench import main
@@ -156,5 +191,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": evaluate,
     "report": report,
     "show": show,
+    "sweep": sweep,
+    "doctor": doctor,
     "bench": bench,
 }

@@ -47,27 +47,8 @@ def parse(arguments: Sequence[str], prog: str) -> tuple[Config, dict[str, str]]:
     Raises:
         UserError: an unknown recipe or flag, or a value that does not fit.
     """
-    parser = Parser(
-        prog=prog,
-        usage="%(prog)s [RECIPE] [--section.field value ...]",
-        description="Recipes: " + " ".join(RECIPES),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE")
+    name, given = as_given(arguments, prog)
     options = {option.path: option for option in all_options()}
-    for path, option in options.items():
-        parser.add_argument(
-            f"--{path}", metavar="X", nargs="?", const="true", help=option.help.replace("%", "%%")
-        )
-    namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = [f"--{path}" for path in options]
-        raise UserError(
-            f"unknown argument {unknown[0]}: {nearest(unknown[0].split('=')[0], known)}"
-        )
-    given = vars(namespace)
-    name = given.pop("recipe")
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name}: {nearest(name, list(RECIPES))}")
     recipe = replace(RECIPES[name](), recipe=name)
@@ -77,6 +58,35 @@ def parse(arguments: Sequence[str], prog: str) -> tuple[Config, dict[str, str]]:
     }
     values = {path: convert(text, options[path]) for path, text in given.items()}
     return override(recipe, values), sources | dict.fromkeys(values, "command line")
+
+
+def as_given(arguments: Sequence[str], prog: str) -> tuple[str, dict[str, str]]:
+    """The recipe's name and the text of each flag; neither is known to make sense yet.
+
+    Raises:
+        UserError: an unknown flag.
+    """
+    parser = Parser(
+        prog=prog,
+        usage="%(prog)s [RECIPE] [--section.field value ...]",
+        description="Recipes: " + " ".join(RECIPES),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", default="quickstart", metavar="RECIPE")
+    paths = []
+    for option in all_options():
+        paths.append(option.path)
+        text = option.help.replace("%", "%%")
+        parser.add_argument(f"--{option.path}", metavar="X", nargs="?", const="true", help=text)
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [f"--{path}" for path in paths]
+        raise UserError(
+            f"unknown argument {unknown[0]}: {nearest(unknown[0].split('=')[0], known)}"
+        )
+    given = vars(namespace)
+    return given.pop("recipe"), given
 
 
 def all_options(section: Any = Config, prefix: str = "") -> Iterator[Option]:

@@ -51,7 +51,7 @@ def load(
 
     Args:
         name: a published set (a key of SOURCES), `folder` or `shapes`.
-        root: see `locate`.
+        root: see `find`.
         image_size: side in pixels of `folder` (64 if None) and `shapes` (32 if None) images.
         train_samples: training images of `shapes`; its test set has a fifth as many.
 
@@ -76,13 +76,26 @@ def load(
 
 
 def locate(name: str, *, root: str | None) -> Path:
-    """The folder that holds a data set's files.
-
-    An explicit root must hold the set. Without one, $DIST_TRAIN_DATA and ./data are looked at,
-    and then a published set is downloaded into ./data.
+    """The folder that holds a data set's files; see `find`. A published set is downloaded.
 
     Raises:
         UserError: the name is unknown, the set is not there, or the download failed.
+    """
+    if found := find(name, root=root):
+        return found
+    destination = DOWNLOAD_ROOT / name / SOURCES[name].folder
+    download(SOURCES[name], destination)
+    return destination
+
+
+def find(name: str, *, root: str | None) -> Path | None:
+    """The folder that holds a data set's files; None: a published set that is not here yet.
+
+    An explicit root must hold the set. Without one, $DIST_TRAIN_DATA and ./data are looked at,
+    and then a published set is to be downloaded into ./data.
+
+    Raises:
+        UserError: the name is unknown, or the set is not where it has to be.
     """
     if name != "folder" and name not in SOURCES:
         raise UserError(
@@ -102,9 +115,7 @@ def locate(name: str, *, root: str | None) -> Path:
     if name == "folder":
         expected = _expected(name, Path("<root>"))
         raise UserError(f"--data.dataset folder needs images: set --data.root; expected {expected}")
-    destination = DOWNLOAD_ROOT / name / SOURCES[name].folder
-    download(SOURCES[name], destination)
-    return destination
+    return None
 
 
 def _expected(name: str, root: Path) -> str:

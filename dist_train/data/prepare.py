@@ -106,6 +106,22 @@ def prepare_dataset(data: DataConfig) -> Prepared:
         image_size=data.image_size,
         train_samples=data.train_samples,
     )
+    folder, key = _place(data)
+    return prepare(load, folder, storage=data.storage, key=key)
+
+
+def find_prepared(data: DataConfig) -> tuple[Prepared | None, str]:
+    """What `prepare_dataset` would find done already, or what is wrong with it ("": nothing there).
+
+    Raises:
+        UserError: `folder` images are not to be found.
+    """
+    folder, key = _place(data)
+    return _inspect(folder, data.storage, key)
+
+
+def _place(data: DataConfig) -> tuple[Path, str]:
+    """The folder of a prepared data set, and the settings it depends on."""
     made_from: dict[str, str | int | None] = {"image_size": data.image_size}
     if data.dataset == "shapes":
         made_from["train_samples"] = data.train_samples
@@ -113,8 +129,7 @@ def prepare_dataset(data: DataConfig) -> Prepared:
         made_from["root"] = str(catalog.locate("folder", root=data.root).resolve())
     key = json.dumps(made_from, sort_keys=True)
     digest = hashlib.sha256(f"{key}{data.storage}".encode()).hexdigest()
-    folder = Path(data.cache) / f"{data.dataset}-{digest[:8]}"
-    return prepare(load, folder, storage=data.storage, key=key)
+    return Path(data.cache) / f"{data.dataset}-{digest[:8]}", key
 
 
 def prepare(
