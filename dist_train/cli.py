@@ -20,7 +20,7 @@ commands:
                                                  dist_train/main.py does the same on many devices)
         [--dry_run]                              two steps and an evaluation; nothing is kept
   prepare [RECIPE] [--data.field value ...]      get and convert the data set, nothing more
-  eval RUN                                       evaluate a finished run's weights again
+  eval RUN [--corruptions] [--calibration]       evaluate a finished run's weights again
   predict RUN IMAGE... [--top 3] [--json]        what a finished run says to image files and folders
   export RUN --format onnx [--out FILE]          its model as one file for use elsewhere
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
@@ -119,20 +119,19 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("run", help="the run's directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--corruptions", action="store_true", help="also with noise, blur and less contrast"
+    )
+    parser.add_argument("--calibration", action="store_true", help="also draw RUN/reliability.png")
     given = parser.parse_args(arguments)
-    from dist_train.evaluate import evaluate_run
+    from dist_train.evaluate_run import describe, evaluate_run
 
-    result = evaluate_run(Path(given.run))
+    result = evaluate_run(
+        Path(given.run), corruptions=given.corruptions, calibration=given.calibration
+    )
     if os.environ.get("RANK", "0") != "0":
         return
-    if given.json:
-        print(json.dumps(result))
-    else:
-        print(
-            f"{given.run}: {result['samples']} test images, accuracy "
-            f"{result['test_accuracy']:.2%} ({result['test_accuracy_tta']:.2%} with test-time "
-            f"augmentation), loss {result['test_loss']:.4f}"
-        )
+    print(json.dumps(result) if given.json else describe(result))
 
 
 def predict(arguments: Sequence[str]) -> None:
