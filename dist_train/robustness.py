@@ -52,7 +52,9 @@ def blur(images: Tensor, ids: Ids, strength: float) -> Tensor:
     """Gaussian blur; `strength` is its sigma in pixels of an image of 32 pixels."""
     sigma = strength * images.shape[1] / 32
     size = 2 * ceil(4 * sigma) + 1
-    blurred = transforms.gaussian_blur(images.permute(0, 3, 1, 2), [size, size], [sigma, sigma])
+    blurred: Tensor = transforms.gaussian_blur(
+        images.permute(0, 3, 1, 2), [size, size], [sigma, sigma]
+    )
     return blurred.permute(0, 2, 3, 1)
 
 

@@ -14,63 +14,31 @@ import pytest
 from PIL import Image
 
 from dist_train import cli
-from dist_train.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RuntimeConfig,
-    TrackingConfig,
-    TrainConfig,
-)
 from dist_train.data import catalog
 from dist_train.data.images import read_image
 from dist_train.data.shapes import SHAPES
 from dist_train.errors import UserError
-from dist_train.export import FORMATS
-from dist_train.export import export as export_run
+from dist_train.export import FORMATS, export
 from dist_train.predict import Prediction, predict_images
-from dist_train.train import train
 from tests.conftest import dist_train
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A finished run whose network is built with a look at the data, that knows some shapes."""
-    output = tmp_path_factory.mktemp("runs")
-    config = Config(
-        recipe="small",
-        name="run",
-        output=str(output),
-        data=DataConfig(
-            dataset="shapes", train_samples=2000, batch_size=50, loader="resident", cache=str(cache)
-        ),
-        model=ModelConfig(name="whitened", widths=(8, 16, 16)),
-        optim=OptimConfig(learning_rate=0.05, nesterov=True),
-        train=TrainConfig(epochs=3),
-        runtime=RuntimeConfig(precision="fp32", device="cpu"),
-        tracking=TrackingConfig(wandb="off"),
-    )
-    train(config)
-    return output / "run"
-
-
-@pytest.fixture(scope="module")
-def shapes(run: Path) -> catalog.Split:
+def shapes(trained_run: Path) -> catalog.Split:
     """The run's test set."""
     return catalog.load("shapes", root=None, train_samples=2000).test
 
 
 @pytest.fixture
-def without_data(run: Path, tmp_path: Path, cache: Path) -> Iterator[Path]:
+def without_data(trained_run: Path, tmp_path: Path, cache: Path) -> Iterator[Path]:
     """The run's directory, elsewhere, while its data set is gone."""
     hidden = cache.with_name("hidden")
     cache.rename(hidden)
     for name in ("config.json", "manifest.json", "model.safetensors"):
         (tmp_path / "moved").mkdir(exist_ok=True)
-        shutil.copy(run / name, tmp_path / "moved")
+        shutil.copy(trained_run / name, tmp_path / "moved")
     yield tmp_path / "moved"
     hidden.rename(cache)
 
@@ -82,7 +50,7 @@ def write_images(folder: Path, images: np.ndarray) -> None:
 
 
 def test_predictions_are_as_good_as_the_run_and_need_no_data(
-    without_data: Path, run: Path, shapes: catalog.Split, tmp_path: Path
+    without_data: Path, trained_run: Path, shapes: catalog.Split, tmp_path: Path
 ) -> None:
     # More than a batch, in subfolders, and all of the test set.
     write_images(tmp_path / "images" / "a", shapes.images[:300])
@@ -93,26 +61,28 @@ def test_predictions_are_as_good_as_the_run_and_need_no_data(
         prediction.classes[0] == SHAPES[label]
         for prediction, label in zip(predictions, shapes.labels, strict=True)
     ]
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((trained_run / "summary.json").read_text())
     assert np.mean(right) == pytest.approx(summary["test_accuracy"], abs=1e-9)
     assert np.mean(right) > 2 / len(SHAPES)
 
 
-def test_top_and_test_time_augmentation(run: Path, shapes: catalog.Split, tmp_path: Path) -> None:
+def test_top_and_test_time_augmentation(
+    trained_run: Path, shapes: catalog.Split, tmp_path: Path
+) -> None:
     write_images(tmp_path, shapes.images[:20])
-    everything = list(predict_images(run, [tmp_path], top=1000))
+    everything = list(predict_images(trained_run, [tmp_path], top=1000))
     for prediction in everything:
         assert sorted(prediction.classes) == sorted(SHAPES)
         assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
         assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
-    two = list(predict_images(run, [tmp_path], top=2))
+    two = list(predict_images(trained_run, [tmp_path], top=2))
     assert [p.classes for p in two] == [p.classes[:2] for p in everything]
     # Mirrored images say the same when all views are looked at, or nearly: shifts differ.
     mirrored = tmp_path / "mirrored"
     write_images(mirrored, shapes.images[:20, :, ::-1])
 
     def best(folder: Path, tta: bool) -> np.ndarray:
-        found = predict_images(run, sorted(folder.glob("*.png")), top=1, tta=tta)
+        found = predict_images(trained_run, sorted(folder.glob("*.png")), top=1, tta=tta)
         return np.array([p.probabilities[0] for p in found])
 
     plain = np.abs(best(tmp_path, False) - best(mirrored, False)).mean()
@@ -174,13 +144,13 @@ def test_transparency_and_16_bits(tmp_path: Path) -> None:
 
 
 def test_the_command_names_broken_files_and_goes_on(
-    run: Path, shapes: catalog.Split, tmp_path: Path
+    trained_run: Path, shapes: catalog.Split, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "images", shapes.images[:3])
     broken = tmp_path / "images" / "001.png"
     broken.write_bytes(broken.read_bytes()[:200])
     (tmp_path / "images" / "notes.txt").write_text("no image")
-    done = dist_train("predict", str(run), "images", "--json", "--top", "2", cwd=tmp_path)
+    done = dist_train("predict", str(trained_run), "images", "--json", "--top", "2", cwd=tmp_path)
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["image"] for line in lines] == ["images/000.png", "images/002.png"]
@@ -195,49 +165,54 @@ def in_process(*arguments: str) -> int:
     return cli.main(list(arguments))
 
 
-def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.png").write_text("no image")
     unfinished, nameless = tmp_path / "unfinished", tmp_path / "nameless"
     for folder in (unfinished, nameless):
-        shutil.copytree(run, folder)
+        shutil.copytree(trained_run, folder)
     (unfinished / "model.safetensors").unlink()
     (nameless / "manifest.json").unlink()
-    damaged = shutil.copytree(run, tmp_path / "damaged")
+    damaged = shutil.copytree(trained_run, tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"1234")
     image = str(tmp_path / "broken.png")
     for arguments, expected in [
-        (["predict", str(run), str(tmp_path / "empty")], "no images in"),
-        (["predict", str(run), str(tmp_path / "absent.png")], "absent.png does not exist"),
-        (["predict", str(run), image], "none of 1 image files"),
-        (["predict", str(run), image, "--top", "0"], "--top 0: expected 1"),
-        (["predict", str(run), image, "--background", "blurple"], "--background blurple"),
+        (["predict", str(trained_run), str(tmp_path / "empty")], "no images in"),
+        (["predict", str(trained_run), str(tmp_path / "absent.png")], "absent.png does not exist"),
+        (["predict", str(trained_run), image], "none of 1 image files"),
+        (["predict", str(trained_run), image, "--top", "0"], "--top 0: expected 1"),
+        (["predict", str(trained_run), image, "--background", "blurple"], "--background blurple"),
         (["predict", str(unfinished), image], "is not finished"),
         (["predict", str(nameless), image], "manifest.json"),
         (["predict", str(damaged), image], "is damaged"),
-        (["export", str(run), "--format", "pickle"], "pickle"),
-        (["export", str(run), "--format", "torchscript", "--out", str(tmp_path)], "is a folder"),
+        (["export", str(trained_run), "--format", "pickle"], "pickle"),
+        (
+            ["export", str(trained_run), "--format", "torchscript", "--out", str(tmp_path)],
+            "is a folder",
+        ),
     ]:
         assert in_process(*arguments) == 2, arguments
         assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_tables_for_people_and_for_pipes(
-    run: Path,
+    trained_run: Path,
     shapes: catalog.Split,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_images(tmp_path, shapes.images[:2])
-    assert in_process("predict", str(run), str(tmp_path)) == 0
+    assert in_process("predict", str(trained_run), str(tmp_path)) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [len(cells) for cells in lines] == [4, 4]
     assert lines[0][0] == str(tmp_path / "000.png")
     assert all(re.fullmatch(r"\w+ [\d.]+%", cell) for cell in lines[0][1:])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "300")
-    assert in_process("predict", str(run), str(tmp_path)) == 0
+    assert in_process("predict", str(trained_run), str(tmp_path)) == 0
     table = capsys.readouterr().out
     assert "image" in table
     assert lines[1][3] in table
@@ -254,14 +229,14 @@ def needs_packages_of(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_exported_model_does_what_its_card_says(
-    name: str, run: Path, shapes: catalog.Split, tmp_path: Path
+    name: str, trained_run: Path, shapes: catalog.Split, tmp_path: Path
 ) -> None:
     needs_packages_of(name)
-    path, difference = export_run(run, name, tmp_path / f"model{FORMATS[name].suffix}")
+    path, difference = export(trained_run, name, tmp_path / f"model{FORMATS[name].suffix}")
     assert difference < 1e-5
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.md"]
     card = (tmp_path / f"{path.name}.md").read_text()
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((trained_run / "summary.json").read_text())
     for expected in (
         "small",
         "2,000 training and 400 test images",
@@ -283,7 +258,7 @@ def test_an_exported_model_does_what_its_card_says(
         command, cwd=tmp_path, check=True, capture_output=True, text=True, env=dict(os.environ)
     ).stdout
     (shares,) = json.loads(printed)
-    (expected_shares,) = predict_images(run, [tmp_path / "image.png"], top=len(SHAPES))
+    (expected_shares,) = predict_images(trained_run, [tmp_path / "image.png"], top=len(SHAPES))
     assert_same_shares(shares, expected_shares)
 
 
@@ -293,7 +268,7 @@ def assert_same_shares(shares: list[float], prediction: Prediction) -> None:
 
 
 def test_a_file_that_fails_its_check_gets_no_name(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
 
@@ -309,13 +284,13 @@ def test_a_file_that_fails_its_check_gets_no_name(
     for read in (read_off_by_a_little, read_no_number):
         monkeypatch.setitem(FORMATS, "torch_export", replace(honest, read=read))
         with pytest.raises(UserError, match="was not written"):
-            export_run(run, "torch_export", tmp_path / "model.pt2")
+            export(trained_run, "torch_export", tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_named(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dist_train.export.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnxruntime.*pip install"):
-        export_run(run, "onnx", tmp_path / "model.onnx")
+        export(trained_run, "onnx", tmp_path / "model.onnx")
