@@ -94,7 +94,7 @@ def test_blur_and_contrast_do_what_they_say(images: torch.Tensor) -> None:
     large = torch.zeros(1, 64, 64, 1, dtype=torch.uint8)
     large[0, 32:34, 32:34] = 255
     shrunk = F.avg_pool2d(blur(large, ids[:1], 1.0)[..., 0].float(), 2)[0, 16, 14:19]
-    torch.testing.assert_close(shrunk.double(), row, atol=4, rtol=0)
+    torch.testing.assert_close(shrunk.double(), row, atol=6, rtol=0)
 
     flat = reduce_contrast(images, ids, 0.3).double()
     before = images.double()
