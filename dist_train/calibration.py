@@ -73,7 +73,14 @@ def plot_reliability(calibration: Calibration, path: Path, title: str) -> None:
     filled = calibration.share > 0
     confidence, accuracy = calibration.confidence[filled], calibration.accuracy[filled]
     above.plot((0, 1), (0, 1), "--", color="black", linewidth=1, label="as often as it says")
-    above.plot(confidence.tolist(), accuracy.tolist(), "o-", color="C3", markersize=4, label="mean")
+    above.plot(
+        confidence.tolist(),
+        accuracy.tolist(),
+        "o-",
+        color="C3",
+        markersize=4,
+        label="mean of a bin",
+    )
     above.set(ylabel="right", ylim=(0, 1), xlim=(0, 1))
     above.set_title(f"{title}: calibration error {calibration.error:.2%}", fontsize=10)
     above.legend(frameon=False, loc="upper left")
