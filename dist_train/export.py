@@ -144,12 +144,17 @@ def write_safetensors(trained: Trained, images: Images) -> bytes:
     return save(weights, metadata=header)
 
 
-def load_safetensors(content: bytes) -> Classifier:
+def load_safetensors(path: str | Path) -> Classifier:
     """The model in a file that `dist-train export --format safetensors` wrote.
 
     Raises:
         KeyError: the file was not written by that.
     """
+    return read_safetensors(Path(path).read_bytes())
+
+
+def read_safetensors(content: bytes) -> Classifier:
+    """See `write_safetensors`."""
     from safetensors.torch import load
 
     length = int.from_bytes(content[:8], "little")
@@ -230,8 +235,8 @@ FORMATS = {
     "safetensors": Format(
         ".safetensors",
         write_safetensors,
-        load_safetensors,
-        ('load_safetensors(open("{file}", "rb").read())', APPLY),
+        read_safetensors,
+        ('load_safetensors("{file}")', APPLY),
         "import numpy, torch\nfrom dist_train.export import load_safetensors",
     ),
     "torchscript": Format(
