@@ -1,5 +1,6 @@
 """From settings to parts: the one place where the config meets the components."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -169,13 +170,25 @@ def image_sizes(data: DataConfig, full_size: int, total_steps: int) -> list[int]
 
 def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
     """The model with its initial weights, on the CPU."""
-    manifest = prepared.manifest
     torch.manual_seed(config.seed)
 
     def sample_images() -> Tensor:
         images = torch.from_numpy(beton.read_images(prepared.train, WHITENING_SAMPLES))
         return augment(images)  # type: ignore[no-any-return]
 
+    return architecture(config, prepared.manifest, sample_images)
+
+
+def blank_network(config: Config, manifest: Manifest) -> nn.Module:
+    """The model to load weights into: it needs no data, and what it would learn from them is 0."""
+    height, width, channels = manifest.image_shape
+    return architecture(config, manifest, lambda: torch.zeros(1, channels, height, width))
+
+
+def architecture(
+    config: Config, manifest: Manifest, sample_images: Callable[[], Tensor]
+) -> nn.Module:
+    """The model for the images and classes of a data set, on the CPU."""
     inputs = models.Inputs(
         num_classes=len(manifest.classes),
         image_shape=manifest.image_shape,

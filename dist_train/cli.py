@@ -11,6 +11,8 @@ from pathlib import Path
 from dist_train import __version__, options
 from dist_train.errors import UserError
 
+EXPORT_FORMATS = ("safetensors", "torchscript", "torch_export", "onnx")
+
 USAGE = """usage: dist-train COMMAND ...
 
 commands:
@@ -18,7 +20,9 @@ commands:
                                                  dist_train/main.py does the same on many devices)
         [--dry_run]                              two steps and an evaluation; nothing is kept
   prepare [RECIPE] [--data.field value ...]      get and convert the data set, nothing more
-  eval RUN                                       evaluate a finished run's weights again
+  eval RUN [--corruptions] [--calibration]       evaluate a finished run's weights again
+  predict RUN IMAGE... [--top 3] [--json]        what a finished run says to image files and folders
+  export RUN --format onnx [--out FILE]          its model as one file for use elsewhere
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
        [--images FILE.png]                       draw a grid of augmented training images
   report RUN... [--out FILE.png]                 plot accuracy and loss of runs
@@ -119,20 +123,69 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("run", help="the run's directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--corruptions", action="store_true", help="also with noise, blur and less contrast"
+    )
+    parser.add_argument("--calibration", action="store_true", help="also draw RUN/reliability.png")
     given = parser.parse_args(arguments)
-    from dist_train.evaluate import evaluate_run
+    from dist_train.evaluate_run import describe, evaluate_run
 
-    result = evaluate_run(Path(given.run))
+    result = evaluate_run(
+        Path(given.run), corruptions=given.corruptions, calibration=given.calibration
+    )
     if os.environ.get("RANK", "0") != "0":
         return
-    if given.json:
-        print(json.dumps(result))
-    else:
-        print(
-            f"{given.run}: {result['samples']} test images, accuracy "
-            f"{result['test_accuracy']:.2%} ({result['test_accuracy_tta']:.2%} with test-time "
-            f"augmentation), loss {result['test_loss']:.4f}"
-        )
+    print(json.dumps(result) if given.json else describe(result))
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """`dist-train predict`."""
+    parser = options.Parser(
+        prog="dist-train predict",
+        description="What a finished run says to images. Files that cannot be read are named and "
+        "skipped; the exit code is 0 if any was predicted, else 2.",
+    )
+    parser.add_argument("run", help="the run's directory")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, and folders of them"
+    )
+    parser.add_argument("--top", type=int, default=3, help="so many classes (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument(
+        "--tta", action="store_true", help="average over mirrored and shifted views"
+    )
+    parser.add_argument(
+        "--background", default="white", metavar="COLOUR",
+        help="what shows through transparent images (%(default)s)",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    from dist_train.predict import predict_images, print_predictions
+
+    predictions = predict_images(
+        Path(given.run),
+        [Path(image) for image in given.images],
+        top=given.top,
+        tta=given.tta,
+        background=given.background,
+    )
+    print_predictions(predictions, as_json=given.json)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """`dist-train export`."""
+    parser = options.Parser(
+        prog="dist-train export",
+        description="A finished run's model as one file, with a model card: uint8 images in, "
+        "probabilities out. It is checked on test images before it gets its name.",
+    )
+    parser.add_argument("run", help="the run's directory")
+    parser.add_argument("--format", required=True, choices=EXPORT_FORMATS, help="of the file")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: in the run's directory")
+    given = parser.parse_args(arguments)
+    from dist_train.export import export as write
+
+    path, difference = write(Path(given.run), given.format, given.out)
+    print(f"{path}: probabilities within {difference:.1e} of the trained model's")
 
 
 def sweep(arguments: Sequence[str]) -> None:
@@ -189,6 +242,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "prepare": prepare,
     "eval": evaluate,
+    "predict": predict,
+    "export": export,
     "report": report,
     "show": show,
     "sweep": sweep,

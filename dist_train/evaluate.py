@@ -1,20 +1,14 @@
 """Exact distributed evaluation: every image is counted once, on any world size."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dist_train import build, runs, runtime
 from dist_train.build import EvaluationData
 from dist_train.data.augment import Augment, resize
-from dist_train.data.prepare import prepare_dataset
-from dist_train.errors import UserError
 from dist_train.runtime import Runtime
 
 
@@ -86,41 +80,6 @@ def evaluate(
     if len(logits) != len(data.ids):
         raise RuntimeError(f"evaluated {len(logits)} samples instead of {len(data.ids)}")
     return Evaluation(logits, data.labels.cpu()[torch.from_numpy(data.ids)])
-
-
-def evaluate_run(folder: Path) -> dict[str, Any]:
-    """Evaluates a finished run's weights on the test set, on any machine and number of ranks.
-
-    Returns:
-        run, samples, test_accuracy, test_accuracy_tta, test_loss and world_size.
-
-    Raises:
-        UserError: there is no such run, or it has no final weights yet.
-    """
-    config = runs.read_config(folder)
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        raise UserError(f"{folder} is not finished: expected {weights}; run the same command again")
-    settings = replace(config.runtime, device="auto", compile=False)
-    with runtime.start(settings) as here:
-        prepared = prepare_dataset(config.data)
-        loader = build.choose_loader(config.data, prepared.manifest, here)
-        test = build.open_test_set(config.data, prepared, loader, here)
-        augment = build.augmentation(config.data, prepared.manifest).to(here.device)
-        model = build.network(config, prepared, augment)
-        model.load_state_dict(load_file(weights))
-        model = here.place(model)
-        plain = evaluate(model, augment, test, here)
-        with_tta = evaluate(model, augment, test, here, tta=True)
-        test.loader.close()
-        return {
-            "run": str(folder),
-            "samples": plain.samples,
-            "test_accuracy": plain.accuracy,
-            "test_accuracy_tta": with_tta.accuracy,
-            "test_loss": plain.loss,
-            "world_size": here.world_size,
-        }
 
 
 def predict(model: nn.Module, x: Tensor, *, tta: bool) -> Tensor:

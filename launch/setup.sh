@@ -117,7 +117,7 @@ packages() { # from uv's cache alone where that suffices: a second clone asks th
 imports() { run .venv/bin/python -c "import $1"; }
 
 say "installing packages into .venv with Python $version (5 GB, log in $log)"
-run_or_die packages -e '.[dev,tensorboard]'
+run_or_die packages -e '.[dev,export,tensorboard]'
 
 ffcv=(-r pyproject.toml --extra ffcv)
 without_ffcv=

@@ -46,6 +46,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prepared")
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A finished run that knows some of 400 test shapes; its network was built from the data."""
+    from dist_train.train import train
+
+    config = Config(
+        recipe="small",
+        name="run",
+        output=str(tmp_path_factory.mktemp("runs")),
+        data=DataConfig(
+            dataset="shapes", train_samples=2000, batch_size=50, loader="resident", cache=str(cache)
+        ),
+        model=ModelConfig(name="whitened", widths=(8, 16, 16)),
+        optim=OptimConfig(learning_rate=0.05, nesterov=True),
+        train=TrainConfig(epochs=3),
+        runtime=RuntimeConfig(precision="fp32", device="cpu"),
+        tracking=TrackingConfig(wandb="off"),
+    )
+    train(config)
+    return Path(config.output) / "run"
+
+
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own; its output is shown when the test fails."""
     done = subprocess.run(

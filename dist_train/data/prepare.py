@@ -164,15 +164,20 @@ def prepare(
         lock.release()
 
 
+def parse_manifest(text: str) -> Manifest:
+    """A manifest from its JSON. Raises ValueError, TypeError or KeyError when it is none."""
+    values = json.loads(text)
+    for name in ("image_shape", "classes", "mean", "std"):
+        values[name] = tuple(values[name])
+    for name in ("train", "test"):
+        values[name] = SplitFile(**values[name])
+    return Manifest(**values)
+
+
 def _inspect(folder: Path, storage: Storage, key: str) -> tuple[Prepared | None, str]:
     """The good conversion in `folder`, or else what is wrong with it ("": there is none)."""
     try:
-        values = json.loads((folder / "manifest.json").read_text())
-        for name in ("image_shape", "classes", "mean", "std"):
-            values[name] = tuple(values[name])
-        for name in ("train", "test"):
-            values[name] = SplitFile(**values[name])
-        manifest = Manifest(**values)
+        manifest = parse_manifest((folder / "manifest.json").read_text())
     except OSError:
         return None, ""
     except (ValueError, TypeError, KeyError):

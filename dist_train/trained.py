@@ -1,0 +1,81 @@
+"""A finished run's model, from the run's directory alone: the data set need not be there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from dist_train import build, runs
+from dist_train.config import Config
+from dist_train.data.augment import Augment
+from dist_train.data.prepare import Manifest, parse_manifest
+from dist_train.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model with all that belongs to it, on the CPU, in evaluation mode."""
+
+    config: Config
+    manifest: Manifest
+    """Of the data it was trained on: image shape, classes, mean and standard deviation."""
+    augment: Augment
+    """uint8 (n, H, W, C) to the model's input; called without draws it only normalises."""
+    model: nn.Module
+    """Normalised float32 (n, C, H, W) to logits (n, classes)."""
+
+
+def load_trained(folder: Path) -> Trained:
+    """The model of a finished run, with its final weights.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or a file of it is damaged.
+    """
+    config = runs.read_config(folder)
+    weights, manifest_path = folder / "model.safetensors", folder / "manifest.json"
+    if not weights.exists():
+        raise UserError(f"{folder} is not finished: expected {weights}; run the same command again")
+    try:
+        manifest = parse_manifest(manifest_path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{folder} does not say what data it was trained on: expected {manifest_path}; copy "
+            "the manifest.json of the prepared data there (a folder in --data.cache)"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{manifest_path} is damaged: copy that of the prepared data there"
+        ) from error
+    try:
+        return assemble(config, manifest, load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{weights} is damaged or no {config.model.name}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def assemble(config: Config, manifest: Manifest, weights: dict[str, Any]) -> Trained:
+    """Config, manifest and a state dict to a model that works.
+
+    Raises:
+        RuntimeError: the weights are not those of the config's model.
+    """
+    model = build.blank_network(config, manifest)
+    model.load_state_dict(weights)
+    model.eval().requires_grad_(False)
+    return Trained(config, manifest, build.augmentation(config.data, manifest), model)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """How the run ended: its summary.json.
+
+    Raises:
+        UserError: the run is not finished, or the file is damaged.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        raise UserError(f"{folder} is not finished: expected {path}; run the same command again")
+    return runs.read_json(path)
