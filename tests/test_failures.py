@@ -22,7 +22,6 @@ pytestmark = pytest.mark.slow
 RUN = [
     *("cnn2", *SMALL, "--name", "run", "--train.epochs", "40", "--train.log_every", "1"),
     *("--checkpoint.every_steps", "10", "--runtime.timeout_seconds", "20"),
-    *("--tracking.wandb", "offline"),
 ]
 STEPS = 40 * 7
 KILLS, SEED = 30, 0
@@ -115,12 +114,13 @@ def assert_same_end(run_folder: Path, expected: Path) -> None:
 def test_killed_at_any_instant(tmp_path: Path, uninterrupted: Path, nothing_left: None) -> None:
     """Rank 0, rank 1 or all are killed, during start-up, conversion, training, the last write."""
     chance = random.Random(SEED)
+    longest = summary(uninterrupted)["seconds"]["total"] + 3  # and the launcher's start
     kills = finished = 0
     while kills < KILLS:
         folder = tmp_path / str(finished)
         folder.mkdir(exist_ok=True)
         job = launch(folder, *RUN, "--data.cache", "cache")
-        victim, instant = chance.choice(["0", "1", "all"]), chance.uniform(0, 25)
+        victim, instant = chance.choice(["0", "1", "all"]), chance.uniform(0, longest)
         print(f"kill {kills}: {victim} after {instant:.2f} s")
         try:
             job.process.wait(instant)
@@ -141,15 +141,13 @@ def test_killed_at_any_instant(tmp_path: Path, uninterrupted: Path, nothing_left
     done = torchrun(2, "train", *RUN, "--data.cache", "cache", cwd=folder)
     assert done.returncode == 0
     assert_same_end(folder / "runs" / "run", uninterrupted)
-    # A rank that is killed may leave W&B's service behind for some seconds.
-    time.sleep(5)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_is_named(
     victim: int, tmp_path: Path, cache: Path, uninterrupted: Path
 ) -> None:
-    flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
+    flags = [*RUN, "--data.cache", str(cache)]
     flags += ["--runtime.timeout_seconds", "8"]
     job = launch(tmp_path, *flags)
     run_folder = tmp_path / "runs" / "run"
@@ -172,7 +170,7 @@ def test_a_stopped_rank_is_named(
 def test_torchrun_starts_a_dead_rank_again(
     tmp_path: Path, cache: Path, uninterrupted: Path
 ) -> None:
-    flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
+    flags = [*RUN, "--data.cache", str(cache)]
     job = launch(tmp_path, *flags, agent=("--standalone", "--max-restarts", "2"))
     run_folder = tmp_path / "runs" / "run"
     try:
@@ -189,7 +187,7 @@ def test_torchrun_starts_a_dead_rank_again(
 
 def test_a_lost_node_leaves_a_smaller_job(tmp_path: Path, cache: Path) -> None:
     port = free_port()
-    flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
+    flags = [*RUN, "--data.cache", str(cache)]
     flags += ["--train.epochs", "80"]
     agent = (
         *("--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"),
@@ -215,7 +213,7 @@ def test_a_lost_node_leaves_a_smaller_job(tmp_path: Path, cache: Path) -> None:
 def test_launchers_pass_signals_on(
     launcher: str, number: signal.Signals, tmp_path: Path, cache: Path, uninterrupted: Path
 ) -> None:
-    flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
+    flags = [*RUN, "--data.cache", str(cache)]
     environment = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1"}
     port = str(free_port())
     commands = {
@@ -251,7 +249,7 @@ def test_a_full_disk_costs_checkpoints_only(tmp_path: Path, cache: Path) -> None
     try:
         filler = disk / "filler"
         filler.write_bytes(bytes(8 * 2**20 - 16 * 1024))
-        flags = [*RUN, "--data.cache", str(cache), "--tracking.wandb", "off"]
+        flags = [*RUN, "--data.cache", str(cache)]
         flags += ["--output", str(disk)]
         with (tmp_path / "log").open("wb") as log:
             job = subprocess.Popen(
