@@ -272,7 +272,9 @@ class Config:
             "--data.storage jpeg is read by --data.loader stream only",
         )
         require(
-            not data.resolutions or model.target or model.name not in (*SIMPLE_MODELS, "vit"),
+            not data.resolutions
+            or model.target is not None
+            or model.name not in (*SIMPLE_MODELS, "vit"),
             f"--data.resolutions {listed(data.resolutions)}: --model.name {model.name} fits one "
             "size only; choose a resnet or whitened",
         )

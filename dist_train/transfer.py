@@ -151,7 +151,7 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
 def keep_in_evaluation(module: nn.Module) -> None:
     """The module no longer follows its network into training mode."""
     module.eval()
-    module.train = lambda mode=True: module  # type: ignore[method-assign, assignment]
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
 def head_names(model: nn.Module) -> set[str]:
