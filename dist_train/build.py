@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_train import models, optim
-from dist_train.config import Config, DataConfig, OptimConfig
+from dist_train import models, optim, transfer
+from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig
 from dist_train.data import beton
 from dist_train.data.augment import Augment, Policy
 from dist_train.data.batches import Loader, TrainBatches
-from dist_train.data.order import Ids, Order, split
+from dist_train.data.order import Ids, Order, some, split
 from dist_train.data.prepare import Manifest, Prepared
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
@@ -110,6 +110,7 @@ def open_data(
     """
     manifest = prepared.manifest
     train_ids, held_out = split(manifest.train.samples, data.validation)
+    train_ids = some(train_ids, data.fraction)
     if data.batch_size < runtime.world_size * max(1, group):
         raise UserError(
             f"--data.batch_size {data.batch_size}: expected at least {max(1, group)} for each of "
@@ -169,7 +170,11 @@ def image_sizes(data: DataConfig, full_size: int, total_steps: int) -> list[int]
 
 
 def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
-    """The model with its initial weights, on the CPU."""
+    """The model with its initial weights, on the CPU.
+
+    Raises:
+        UserError: the settings fit no network, or a model of one's own cannot be had.
+    """
     torch.manual_seed(config.seed)
 
     def sample_images() -> Tensor:
@@ -189,18 +194,38 @@ def architecture(
     config: Config, manifest: Manifest, sample_images: Callable[[], Tensor]
 ) -> nn.Module:
     """The model for the images and classes of a data set, on the CPU."""
+    settings = config.model
+    if settings.target is not None:
+        return models.build_target(settings.target, len(manifest.classes), manifest.image_shape)
     inputs = models.Inputs(
         num_classes=len(manifest.classes),
         image_shape=manifest.image_shape,
         sample_images=sample_images,
-        batch_norm_group=config.model.batch_norm_group,
+        batch_norm_group=settings.batch_norm_group,
+        activation=settings.activation,
+        dropout=settings.dropout,
+        cell=settings.cell,
     )
-    return models.build(config.model.name, inputs, config.model.widths)
+    return models.build(settings.name, inputs, settings.widths, settings.hidden)
+
+
+def pretrained(settings: ModelConfig, model: nn.Module, runtime: Runtime, *, fresh: bool) -> None:
+    """Gives a fresh model the weights it is to begin from, and freezes what is to stay.
+
+    Raises:
+        UserError: weights cannot be had or do not fit, or there is no such part.
+    """
+    source = settings.pretrained
+    if fresh and source is not None:
+        weights = runtime.on_main(lambda: transfer.read_weights(source, settings.name))
+        runtime.say(f"{source}: {transfer.fit(model, weights)}")
+    transfer.freeze(model, settings.freeze)
 
 
 def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
     """The optimizers, with peak learning rates."""
-    bias_learning_rate = settings.bias_learning_rate
+    bias_learning_rate, backbone = settings.bias_learning_rate, settings.backbone_learning_rate
+    differs = backbone is not None and backbone != settings.learning_rate
     return optim.build(
         model,
         optimizer=settings.optimizer,
@@ -213,6 +238,8 @@ def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Opti
         weight_decay=settings.weight_decay,
         muon_learning_rate=settings.muon_learning_rate,
         muon_momentum=settings.muon_momentum,
+        backbone_factor=(backbone or 0.0) / settings.learning_rate if differs else 1.0,
+        head=transfer.head_names(model) if differs else (),
     )
 
 

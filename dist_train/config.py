@@ -10,7 +10,11 @@ from typing import Any, Literal
 from dist_train.errors import UserError
 
 DatasetName = Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "folder", "shapes"]
-ModelName = Literal["cnn2", "cnn3", "cnn4", "lenet", "resnet9", "resnet18", "whitened"]
+ModelName = Literal[
+    "mlp", "cnn2", "cnn3", "cnn4", "lenet", "rnn",
+    "resnet9", "resnet18", "resnet34", "resnet50", "wide_resnet28_10", "vit", "whitened",
+]  # fmt: skip
+SIMPLE_MODELS = ("mlp", "cnn2", "cnn3", "cnn4", "lenet", "rnn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +37,8 @@ class DataConfig:
     """Training images of the built-in `shapes` set (its test set has a fifth as many)."""
     validation: int = 0
     """Training images held out (by a fixed hash) and evaluated instead of the test set."""
+    fraction: float = 1.0
+    """Share of the training images and labels used, a fixed choice; epochs are as much shorter."""
     batch_size: int = 512
     """Images per optimizer step over all processes: the global batch."""
     eval_batch_size: int = 1000
@@ -71,8 +77,24 @@ class ModelConfig:
 
     name: ModelName = "resnet9"
     """The architecture."""
+    target: str | None = None
+    """A model of your own in place of `name`, as package.module:function (docs/extending.md)."""
     widths: tuple[int, ...] = ()
     """Channels of each stage, comma-separated; empty: the architecture's own."""
+    hidden: tuple[int, ...] = ()
+    """Units of each fully connected hidden layer of a simple model (mlp, cnn*, lenet, rnn)."""
+    activation: Literal["relu", "sigmoid", "tanh", "softmax", "gelu", "silu"] = "relu"
+    """Between the layers of a simple model."""
+    dropout: float = 0.0
+    """Share of a simple model's fully connected hidden units that is dropped in training."""
+    cell: Literal["lstm", "gru"] = "lstm"
+    """Of `rnn`."""
+    pretrained: str | None = None
+    """Weights to begin from, with a new head: a run's directory, a .safetensors or .pth file, or
+    `torchvision`, which downloads its own."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are, with their BatchNorm statistics: names of modules, for example
+    conv1,layer1, or `backbone` for all but the last linear layer."""
     batch_norm_group: int = 0
     """Samples over which BatchNorm takes statistics, whatever the world size; 0: a rank's batch."""
     sync_batch_norm: bool = False
@@ -83,28 +105,45 @@ class ModelConfig:
 class OptimConfig:
     """How the weights move."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """`muon` orthogonalises the update of convolution filters and leaves the rest to SGD."""
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon"] = "sgd"
+    """`sgd` has momentum unless that is 0. `muon` orthogonalises the update of convolution filters
+    and leaves the rest to SGD."""
     learning_rate: float = 0.1
     """Peak learning rate, for the mean loss over the global batch."""
     bias_learning_rate: float | None = None
     """Peak learning rate of biases and normalisation; unset: `learning_rate`."""
+    backbone_learning_rate: float | None = None
+    """Peak learning rate of all but the last linear layer (that of its biases, or Muon's, is lower
+    by as much); unset: `learning_rate`."""
     momentum: float = 0.9
-    """SGD's momentum, or Adam's beta1."""
+    """Momentum of sgd and rmsprop (0: none), beta1 of adam and adamw."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Nesterov's form of sgd's momentum."""
     weight_decay: float = 0.0
     """Per step and unit of learning rate, on weights of two or more dimensions only."""
     muon_learning_rate: float = 0.24
     """Muon's peak learning rate."""
     muon_momentum: float = 0.6
     """Muon's momentum."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the learning rate goes from its peak to `final_fraction` of it."""
-    warmup: float = 0.0
-    """Share of the steps in which the learning rate rises linearly from near zero."""
-    final_fraction: float = 0.0
-    """Last learning rate as a share of the peak."""
+    schedule: Literal[
+        "constant", "linear", "cosine", "triangle", "one_cycle", "step", "exponential", "plateau"
+    ] = "cosine"
+    """How the learning rate goes on from its peak. `triangle` is linear and `one_cycle` a cosine
+    with a long rise; `plateau` lowers it when the loss of evaluations no longer falls."""
+    warmup: float | None = None
+    """Share of the steps in which the learning rate rises; unset: 0.3 for triangle and one_cycle,
+    else 0."""
+    start_fraction: float = 0.0
+    """What it rises from, as a share of the peak."""
+    final_fraction: float | None = None
+    """Last learning rate of linear, cosine, triangle, one_cycle and exponential as a share of the
+    peak; unset: 0.01 for exponential, else 0."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the steps after which `step` multiplies the rate by `decay`."""
+    decay: float = 0.1
+    """What `step` and `plateau` multiply the learning rate by."""
+    patience: int = 2
+    """Evaluations without a new lowest loss that `plateau` bears before it lowers the rate."""
     gradient_clip: float = 0.0
     """Largest norm of the gradient; 0 is off."""
 
@@ -117,6 +156,8 @@ class TrainConfig:
     """Passes over the training set; may be fractional."""
     max_steps: int | None = None
     """Stop the run (and its schedule) after so many steps."""
+    loss: Literal["cross_entropy", "mse", "bce"] = "cross_entropy"
+    """`mse`: squared distance to the one-hot label. `bce`: a sigmoid and a question a class."""
     label_smoothing: float = 0.0
     """Probability mass spread evenly over all classes."""
     log_every: int = 50
@@ -231,10 +272,14 @@ class Config:
             "--data.storage jpeg is read by --data.loader stream only",
         )
         require(
-            not data.resolutions or model.name not in ("cnn2", "cnn3", "cnn4", "lenet"),
-            f"--data.resolutions {listed(data.resolutions)}: the fully connected layers of "
-            f"--model.name {model.name} fit one size only; choose a resnet or whitened",
+            not data.resolutions
+            or model.target is not None
+            or model.name not in (*SIMPLE_MODELS, "vit"),
+            f"--data.resolutions {listed(data.resolutions)}: --model.name {model.name} fits one "
+            "size only; choose a resnet or whitened",
         )
+        require(0 < data.fraction <= 1, f"--data.fraction {data.fraction}: expected above 0, to 1")
+        self._check_model()
         at_least("--model.batch_norm_group", model.batch_norm_group, 0)
         group = model.batch_norm_group
         require(
@@ -243,8 +288,27 @@ class Config:
             f"--model.batch_norm_group {group}",
         )
         at_least("--optim.learning_rate", optim.learning_rate, 0)
-        for name in ("warmup", "final_fraction", "momentum"):
-            within(f"--optim.{name}", getattr(optim, name), 0, 1)
+        for name in ("warmup", "start_fraction", "final_fraction", "momentum", "decay"):
+            within(f"--optim.{name}", getattr(optim, name) or 0.0, 0, 1)
+        require(
+            optim.backbone_learning_rate is None or optim.learning_rate > 0,
+            "--optim.backbone_learning_rate: needs an --optim.learning_rate above 0",
+        )
+        at_least("--optim.patience", optim.patience, 0)
+        at_least("--optim.backbone_learning_rate", optim.backbone_learning_rate or 0.0, 0)
+        require(
+            not (optim.optimizer == "sgd" and optim.nesterov and optim.momentum == 0),
+            "--optim.nesterov: is a form of momentum; give --optim.momentum, or "
+            "--optim.nesterov false",
+        )
+        require(
+            not (optim.schedule == "exponential" and optim.final_fraction == 0),
+            "--optim.final_fraction 0: an exponential does not get there; expected more than 0",
+        )
+        require(
+            not (optim.schedule == "plateau" and train.eval_every == 0),
+            "--optim.schedule plateau: looks at evaluations; set --train.eval_every to 1 or more",
+        )
         within("--train.label_smoothing", train.label_smoothing, 0, 1)
         require(train.epochs > 0, f"--train.epochs {train.epochs}: expected more than 0")
         if train.max_steps is not None:
@@ -269,6 +333,22 @@ class Config:
         at_least("--runtime.timeout_seconds", self.runtime.timeout_seconds, 1)
         if self.runtime.threads is not None:
             at_least("--runtime.threads", self.runtime.threads, 1)
+
+    def _check_model(self) -> None:
+        model = self.model
+        require(0 <= model.dropout < 1, f"--model.dropout {model.dropout}: expected 0 to below 1")
+        changed = {"activation": model.activation != "relu", "dropout": model.dropout > 0}
+        for flag, used in changed.items():
+            require(
+                not used or (model.name in SIMPLE_MODELS and model.target is None),
+                f"--model.{flag} {getattr(model, flag)}: {model.target or model.name} has its own; "
+                f"an option of {', '.join(SIMPLE_MODELS)}",
+            )
+        module, _, function = (model.target or "a:b").partition(":")
+        require(
+            all(part.isidentifier() for part in (*module.split("."), function)),
+            f"--model.target {model.target}: expected package.module:function",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to config.json."""

@@ -1,9 +1,10 @@
 """The part of a training step that is compiled: augment, model under autocast, loss."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dist_train.data.augment import Augment, resize
+from dist_train.data.augment import KEY, Augment, resize
+from dist_train.models.layers import dropouts
+from dist_train.optim.losses import Loss
 from dist_train.runtime import Runtime
 
 
@@ -11,17 +12,25 @@ class Step(nn.Module):
     """Bytes in, loss out. DDP wraps it, so that all of it is one graph.
 
     Args:
+        loss: one of optim.losses.
         label_smoothing: mass spread evenly over the classes (Szegedy et al., 2016).
     """
 
     def __init__(
-        self, model: nn.Module, augment: Augment, runtime: Runtime, label_smoothing: float
+        self,
+        model: nn.Module,
+        augment: Augment,
+        runtime: Runtime,
+        loss: Loss,
+        label_smoothing: float,
     ) -> None:
         super().__init__()
         self.model = model
         self.augment = augment
         self.runtime = runtime
+        self.loss = loss
         self.label_smoothing = label_smoothing
+        self.dropouts = dropouts(model)
 
     def forward(
         self, images: Tensor, labels: Tensor, draws: Tensor, size: int
@@ -35,18 +44,15 @@ class Step(nn.Module):
             size: side in pixels of what the model sees.
         """
         x = resize(self.augment(images, draws), size)
+        for dropout in self.dropouts:
+            dropout.keys = draws[: len(x), KEY]
         with self.runtime.autocast():
             logits = self.model(x)
         logits = logits.float()
         own = labels[: len(logits)]
-        loss = F.cross_entropy(logits, own, reduction="none", label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, own, self.label_smoothing)
         if self.augment.policy.mixes:
-            partner = F.cross_entropy(
-                logits,
-                labels[len(logits) :],
-                reduction="none",
-                label_smoothing=self.label_smoothing,
-            )
+            partner = self.loss(logits, labels[len(logits) :], self.label_smoothing)
             share = self.augment.own_share(draws)
             loss = share * loss + (1 - share) * partner
         return loss.mean(), (logits.argmax(1) == own).sum()

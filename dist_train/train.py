@@ -22,7 +22,8 @@ from dist_train.evaluate import Evaluation, evaluate
 from dist_train.metrics import Clock, Progress, Window, forward_flops
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import averaged_copy
-from dist_train.optim.schedules import factor
+from dist_train.optim.losses import LOSSES
+from dist_train.optim.schedules import factor, reduce_on_plateau
 from dist_train.preemption import Preempted, Requests, watch
 from dist_train.runtime import Runtime
 from dist_train.step import Step
@@ -102,12 +103,14 @@ class Trainer:
             self.model = here.synchronize_norms(self.model)
         if state:
             self.model.load_state_dict(state.model)
+        build.pretrained(config.model, self.model, here, fresh=state is None)
         self.norms = grouped_norms(self.model)
         self.optimizers = build.optimizers(config.optim, self.model)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
         self.averaged = averaged_copy(self.model, config.train.ema) if config.train.ema else None
         self.augment.to(here.device)
-        step = Step(self.model, self.augment, here, config.train.label_smoothing)
+        self.loss_of = LOSSES[config.train.loss]
+        step = Step(self.model, self.augment, here, self.loss_of, config.train.label_smoothing)
         self.objective = here.distribute(step, config.runtime.gradient_compression)
         here.compile(self.objective)
 
@@ -225,6 +228,7 @@ class Trainer:
                 self.best_accuracy = max(self.best_accuracy, self.result.accuracy)
                 self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
                 self.last_line[f"{self.judge.split}/loss"] = self.result.loss
+                self.adapt(self.result)
                 self.trackers.evaluated(self.step, self.result.logits, self.result.labels)
             self.trackers.log(self.last_line)
             self.progress.restart()
@@ -236,6 +240,14 @@ class Trainer:
             stopped = f"{self.folder} stopped after step {self.step}"
             self.trackers.warn("Stopped", stopped)
             raise Preempted(f"{stopped}; run again to go on")
+
+    def adapt(self, result: Evaluation) -> None:
+        """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
+        settings = self.config.optim
+        if settings.schedule == "plateau":
+            loss = self.loss_of(result.logits, result.labels, 0.0).mean().item()
+            groups = [group for each in self.optimizers for group in each.param_groups]
+            reduce_on_plateau(groups, loss, decay=settings.decay, patience=settings.patience)
 
     def check_finite(self, window: Window, *, weights_too: bool) -> None:
         """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
@@ -365,7 +377,10 @@ def set_learning_rates(
         total_steps,
         schedule=settings.schedule,
         warmup=settings.warmup,
+        start=settings.start_fraction,
         final=settings.final_fraction,
+        milestones=settings.milestones,
+        decay=settings.decay,
     )
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -55,7 +55,7 @@ def test_lists_are_comma_separated() -> None:
     assert config.model.widths == (8, 16, 32, 64)
     with pytest.raises(UserError, match="one end to each"):
         parse(["resnet9", "--data.resolutions", "24,28"], "train")
-    with pytest.raises(UserError, match="fit one size only"):
+    with pytest.raises(UserError, match="lenet fits one size only"):
         parse(["lenet", *flags], "train")
 
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from dist_train.data.order import AUGMENT, random_bits
 
 # Columns of the table of draws.
-FLIP, CROP_Y, CROP_X, CUT_Y, CUT_X, BRIGHTNESS, CONTRAST, MIX, BOX_Y, BOX_X = range(10)
-NUM_DRAWS = 10
+FLIP, CROP_Y, CROP_X, CUT_Y, CUT_X, BRIGHTNESS, CONTRAST, MIX, BOX_Y, BOX_X, KEY = range(11)
+NUM_DRAWS = 11
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,7 @@ def draw(
     def whole(column: int, choices: int) -> NDArray[np.float64]:
         return np.floor(uniform(column) * choices)
 
+    table[:, KEY] = whole(KEY, 2**24)  # what the network's own choices are made from: dropout
     if policy.flip == "random":
         table[:, FLIP] = whole(FLIP, 2)
     elif policy.flip == "alternating":

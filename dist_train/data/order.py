@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
-# Purposes keep the random numbers of one sample apart.
-SHUFFLE, VALIDATION, AUGMENT = 1, 2, 3
+# Purposes keep the random numbers of one sample apart. AUGMENT is the first of many.
+SHUFFLE, VALIDATION, AUGMENT, FRACTION = 1, 2, 3, 1000
 
 
 def random_bits(
@@ -52,6 +52,21 @@ def split(num_samples: int, validation: int) -> tuple[Ids, Ids]:
     ids = np.arange(num_samples, dtype=np.int64)
     ranking = np.argsort(random_bits(0, 0, ids, VALIDATION), kind="stable")
     return np.sort(ranking[validation:]), np.sort(ranking[:validation])
+
+
+def some(ids: Ids, share: float) -> Ids:
+    """That share of the ids, at least one; a smaller share is a part of a larger one.
+
+    Which they are depends on the ids alone, not on the seed.
+
+    Args:
+        ids: int64 (n,).
+        share: above 0, up to 1.
+    """
+    if share == 1:
+        return ids
+    ranking = np.argsort(random_bits(0, 0, ids, FRACTION), kind="stable")
+    return np.sort(ids[ranking[: max(1, round(share * len(ids)))]])
 
 
 @dataclass(frozen=True, slots=True)

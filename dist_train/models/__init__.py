@@ -1,21 +1,26 @@
-"""Networks by name. To add one: a function in a file here, a line in MODELS, a name in config."""
+"""Networks by name. To add one: a function in a file of its family, a line in MODELS."""
 
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from dist_train.errors import UserError
 from dist_train.models.norm import BatchNorm
-from dist_train.models.resnet import resnet9, resnet18
-from dist_train.models.simple import cnn, lenet
+from dist_train.models.resnet import BasicBlock, Bottleneck, ResNet, resnet9
+from dist_train.models.simple import RNN, cnn, lenet, mlp
+from dist_train.models.vit import ViT
 from dist_train.models.whitened import whitened
+from dist_train.models.wide_resnet import wide_resnet
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a network is built for."""
+    """What a network is built for, and what of it can be chosen."""
 
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -24,6 +29,12 @@ class Inputs:
     """Reads normalised training images, float32 (n, C, H, W), for layers learnt from the data."""
     batch_norm_group: int = 0
     """Samples over which BatchNorm takes its statistics; 0: a rank's batch."""
+    activation: str = "relu"
+    """Of the simple networks; see layers.ACTIVATIONS."""
+    dropout: float = 0.0
+    """Share of the simple networks' hidden units dropped in training."""
+    cell: str = "lstm"
+    """Of the recurrent network; see simple.CELLS."""
 
     def norm(self) -> Callable[[int], nn.Module]:
         """The normalisation layer: channels -> module."""
@@ -32,40 +43,134 @@ class Inputs:
 
 Widths = Sequence[int]
 
-# name: (constructor, its own channels or units of each stage)
-MODELS: dict[str, tuple[Callable[[Inputs, Widths], nn.Module], Widths]] = {
-    "cnn2": (lambda i, w: cnn(i.num_classes, i.image_shape, w), (16, 32)),
-    "cnn3": (lambda i, w: cnn(i.num_classes, i.image_shape, w), (16, 32, 64)),
-    "cnn4": (lambda i, w: cnn(i.num_classes, i.image_shape, w), (16, 32, 64, 128)),
-    "lenet": (lambda i, w: lenet(i.num_classes, i.image_shape, w), (6, 16, 120, 84)),
-    "resnet9": (
-        lambda i, w: resnet9(i.num_classes, i.image_shape, w, i.norm()),
-        (64, 128, 256, 512),
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How to build a network, and its own sizes."""
+
+    build: Callable[[Inputs, Widths, Widths], nn.Module]
+    """Inputs, widths, hidden -> network."""
+    widths: Widths = ()
+    """Channels of each stage."""
+    hidden: Widths = ()
+    """Units of each fully connected hidden layer; any other number of them will do."""
+
+
+def simple(constructor: Callable[..., nn.Module]) -> Callable[[Inputs, Widths, Widths], nn.Module]:
+    """For the convolutional networks of simple.py."""
+    return lambda i, widths, hidden: constructor(
+        i.num_classes,
+        i.image_shape,
+        widths=widths,
+        hidden=hidden,
+        activation=i.activation,
+        dropout=i.dropout,
+    )
+
+
+def resnet(
+    block: type[BasicBlock | Bottleneck], depths: Sequence[int]
+) -> Callable[[Inputs, Widths, Widths], nn.Module]:
+    """For the family of resnet.ResNet."""
+    return lambda i, widths, _: ResNet(
+        i.num_classes, i.image_shape, widths=widths, depths=depths, block=block, norm=i.norm()
+    )
+
+
+MODELS: dict[str, Architecture] = {
+    "mlp": Architecture(
+        lambda i, _, hidden: mlp(
+            i.num_classes,
+            i.image_shape,
+            hidden=hidden,
+            activation=i.activation,
+            dropout=i.dropout,
+        ),
+        hidden=(64, 64),
     ),
-    "resnet18": (
-        lambda i, w: resnet18(i.num_classes, i.image_shape, w, i.norm()),
-        (64, 128, 256, 512),
+    "cnn2": Architecture(simple(cnn), widths=(16, 32), hidden=(128,)),
+    "cnn3": Architecture(simple(cnn), widths=(16, 32, 64), hidden=(128,)),
+    "cnn4": Architecture(simple(cnn), widths=(16, 32, 64, 128), hidden=(128,)),
+    "lenet": Architecture(simple(lenet), widths=(6, 16), hidden=(120, 84)),
+    "rnn": Architecture(
+        lambda i, widths, hidden: simple(partial(RNN, cell=i.cell))(i, widths, hidden),
+        widths=(128,),
+        hidden=(64,),
     ),
-    "whitened": (
-        lambda i, w: whitened(i.num_classes, i.sample_images(), w, i.batch_norm_group),
-        (64, 256, 256),
+    "resnet9": Architecture(
+        lambda i, widths, _: resnet9(i.num_classes, i.image_shape, widths, i.norm()),
+        widths=(64, 128, 256, 512),
+    ),
+    "resnet18": Architecture(resnet(BasicBlock, (2, 2, 2, 2)), widths=(64, 128, 256, 512)),
+    "resnet34": Architecture(resnet(BasicBlock, (3, 4, 6, 3)), widths=(64, 128, 256, 512)),
+    "resnet50": Architecture(resnet(Bottleneck, (3, 4, 6, 3)), widths=(64, 128, 256, 512)),
+    "wide_resnet28_10": Architecture(
+        lambda i, widths, _: wide_resnet(i.num_classes, i.image_shape, widths, i.norm()),
+        widths=(16, 160, 320, 640),
+    ),
+    "vit": Architecture(
+        lambda i, widths, _: ViT(i.num_classes, i.image_shape, width=widths[0]), widths=(192,)
+    ),
+    "whitened": Architecture(
+        lambda i, widths, _: whitened(i.num_classes, i.sample_images(), widths, i.batch_norm_group),
+        widths=(64, 256, 256),
     ),
 }
 
 
-def build(name: str, inputs: Inputs, widths: Widths = ()) -> nn.Module:
+def build(name: str, inputs: Inputs, widths: Widths = (), hidden: Widths = ()) -> nn.Module:
     """The named network: float (N, C, H, W) to logits (N, num_classes).
 
     Args:
         widths: channels of each stage; empty for the architecture's own.
+        hidden: units of each fully connected hidden layer; empty for the architecture's own.
 
     Raises:
-        UserError: the architecture has another number of stages.
+        UserError: the architecture has another number of stages, or no hidden layers.
     """
-    constructor, own_widths = MODELS[name]
-    if widths and len(widths) != len(own_widths):
+    own = MODELS[name]
+    if widths and len(widths) != len(own.widths):
+        example = ",".join(map(str, own.widths))
         raise UserError(
-            f"--model.widths {','.join(map(str, widths))}: {name} takes {len(own_widths)} widths, "
-            f"for example {','.join(map(str, own_widths))}"
+            f"--model.widths {','.join(map(str, widths))}: {name} takes {len(own.widths)} widths"
+            + (f", for example {example}" if example else "; --model.hidden sets its layers")
         )
-    return constructor(inputs, widths or own_widths)
+    if hidden and not own.hidden:
+        raise UserError(
+            f"--model.hidden {','.join(map(str, hidden))}: {name} has no such layers; "
+            "leave it out, or choose mlp, rnn, lenet or a cnn"
+        )
+    return own.build(inputs, widths or own.widths, hidden or own.hidden)
+
+
+def build_target(target: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A network that is none of ours: what the user's function returns.
+
+    Args:
+        target: `package.module:function`; the working directory is searched first. The function
+            is called as `function(num_classes, image_shape)`, image_shape being (H, W, C).
+
+    Raises:
+        UserError: there is no such function, or it returns no network.
+    """
+    module_name, _, name = target.partition(":")
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:  # console scripts do not look there
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the module is there, and lacks one that it needs
+        raise UserError(
+            f"--model.target {target}: no module {error.name} in the working directory, in "
+            "$PYTHONPATH or installed"
+        ) from error
+    except AttributeError as error:
+        raise UserError(f"--model.target {target}: {error}") from error
+    network = function(num_classes, image_shape)
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"--model.target {target}: expected a torch.nn.Module, got {type(network).__name__}"
+        )
+    return network

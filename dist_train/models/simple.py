@@ -1,47 +1,121 @@
-"""The networks of a beginner's text: a few convolutions and a fully connected head."""
+"""The networks of a beginner's text: fully connected, convolutional, recurrent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 
-from torch import nn
+from torch import Tensor, nn
+
+from dist_train.models.layers import ACTIVATIONS, fully_connected
 
 
-def cnn(num_classes: int, image_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:
-    """One 3x3 convolution, ReLU and max-pool a stage, then two fully connected layers.
+def mlp(
+    num_classes: int,
+    image_shape: Sequence[int],
+    *,
+    hidden: Sequence[int],
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """The pixels of an image as one vector, then fully connected layers.
+
+    Args:
+        image_shape: (H, W, C).
+        hidden: units of each hidden layer, any number of them.
+        activation, dropout: see layers.fully_connected.
+    """
+    layers = fully_connected(prod(image_shape), hidden, num_classes, activation, dropout)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def cnn(
+    num_classes: int,
+    image_shape: Sequence[int],
+    *,
+    widths: Sequence[int],
+    hidden: Sequence[int],
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """One 3x3 convolution, activation and max-pool a stage, then fully connected layers.
 
     Args:
         image_shape: (H, W, C); H and W are halved by each stage.
         widths: channels of each stage.
+        hidden: units of each hidden layer behind them.
+        activation, dropout: see layers.fully_connected.
     """
     height, width, channels = image_shape
     layers: list[nn.Module] = []
     for out_channels in widths:
-        layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+        layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
         channels, height, width = out_channels, height // 2, width // 2
-    head = [nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU()]
-    return nn.Sequential(*layers, *head, nn.Linear(128, num_classes))
+    head = fully_connected(channels * height * width, hidden, num_classes, activation, dropout)
+    return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
-def lenet(num_classes: int, image_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:
+def lenet(
+    num_classes: int,
+    image_shape: Sequence[int],
+    *,
+    widths: Sequence[int],
+    hidden: Sequence[int],
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
     """The network of PyTorch's CIFAR-10 tutorial (6-16-120-84), after LeCun et al., 1998.
 
     Args:
         image_shape: (H, W, C).
-        widths: channels of the two convolutions, then units of the two hidden layers.
+        widths: channels of the two 5x5 convolutions.
+        hidden: units of each hidden layer behind them.
+        activation, dropout: see layers.fully_connected.
     """
     height, width, channels = image_shape
-    conv1, conv2, hidden1, hidden2 = widths
-    height, width = ((height - 4) // 2 - 4) // 2, ((width - 4) // 2 - 4) // 2
-    return nn.Sequential(
-        nn.Conv2d(channels, conv1, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(conv1, conv2, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(conv2 * height * width, hidden1),
-        nn.ReLU(),
-        nn.Linear(hidden1, hidden2),
-        nn.ReLU(),
-        nn.Linear(hidden2, num_classes),
-    )
+    layers: list[nn.Module] = []
+    for out_channels in widths:
+        conv = nn.Conv2d(channels, out_channels, 5)
+        layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
+        channels, height, width = out_channels, (height - 4) // 2, (width - 4) // 2
+    head = fully_connected(channels * height * width, hidden, num_classes, activation, dropout)
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+class RNN(nn.Module):
+    """Reads an image row by row, from the top; its last state goes through connected layers.
+
+    Args:
+        image_shape: (H, W, C): H steps of W * C inputs.
+        cell: `lstm` (Hochreiter and Schmidhuber, 1997) or `gru` (Cho et al., 2014).
+        widths: units of the state, a single number.
+        hidden: units of each hidden layer behind it.
+        activation, dropout: of these layers; the cells have their own.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_shape: Sequence[int],
+        *,
+        widths: Sequence[int],
+        hidden: Sequence[int],
+        cell: str = "lstm",
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _, width, channels = image_shape
+        (state,) = widths
+        self.cell = CELLS[cell](width * channels, state, batch_first=True)
+        layers = fully_connected(state, hidden, num_classes, activation, dropout)
+        self.head = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to logits (N, classes)."""
+        rows = x.permute(0, 2, 3, 1).flatten(2)
+        states, _ = self.cell(rows)
+        logits: Tensor = self.head(states[:, -1])
+        return logits
+
+
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}

@@ -1,6 +1,7 @@
 """Optimizers by name, over parameter groups that are split by the number of dimensions."""
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from dist_train.optim.muon import Muon
 def build(
     model: nn.Module,
     *,
-    optimizer: Literal["sgd", "adam", "adamw", "muon"],
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon"],
     learning_rate: float,
     bias_learning_rate: float,
     momentum: float,
@@ -19,27 +20,48 @@ def build(
     weight_decay: float,
     muon_learning_rate: float,
     muon_momentum: float,
+    backbone_factor: float = 1.0,
+    head: Collection[str] = (),
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model; each group's `peak_lr` is what schedules scale.
 
-    The arguments are explained in config.OptimConfig.
+    Args:
+        backbone_factor: by which learning rates of all that is not `head` are multiplied.
+        head: names of the head's parameters.
+
+    The others are explained in config.OptimConfig.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    filters = [p for p in trained if optimizer == "muon" and p.ndim == 4]
-    weights = [p for p in trained if p.ndim >= 2 and not (optimizer == "muon" and p.ndim == 4)]
-    groups = [
-        {"params": weights, "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "lr": bias_learning_rate},
-    ]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parts = [(list(trained.values()), 1.0)]
+    if backbone_factor != 1:
+        backbone = [p for name, p in trained.items() if name not in head]
+        parts = [([p for name, p in trained.items() if name in head], 1.0)]
+        parts.append((backbone, backbone_factor))
+    groups: list[dict[str, Any]] = []
+    muon_groups: list[dict[str, Any]] = []
+    for parameters, factor in parts:
+        filters = [p for p in parameters if optimizer == "muon" and p.ndim == 4]
+        weights = [
+            p for p in parameters if p.ndim >= 2 and not (optimizer == "muon" and p.ndim == 4)
+        ]
+        biases = [p for p in parameters if p.ndim < 2]
+        muon_groups.append({"params": filters, "lr": muon_learning_rate * factor})
+        groups.append(
+            {"params": weights, "lr": learning_rate * factor, "weight_decay": weight_decay}
+        )
+        groups.append({"params": biases, "lr": bias_learning_rate * factor})
     groups = [group for group in groups if group["params"]]
+    muon_groups = [group for group in muon_groups if group["params"]]
     chosen: list[torch.optim.Optimizer]
     if optimizer in ("adam", "adamw"):
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
         chosen = [kind(groups, betas=(momentum, 0.999), weight_decay=0.0)]
+    elif optimizer == "rmsprop":
+        chosen = [torch.optim.RMSprop(groups, momentum=momentum)]
     else:
         chosen = [torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov)]
-    if filters:
-        chosen.append(Muon(filters, lr=muon_learning_rate, momentum=muon_momentum))
+    if muon_groups:
+        chosen.append(Muon(muon_groups, lr=muon_learning_rate, momentum=muon_momentum))
     for group in (group for each in chosen for group in each.param_groups):
         group["peak_lr"] = group["lr"]
     return chosen

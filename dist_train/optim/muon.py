@@ -18,12 +18,12 @@ class Muon(torch.optim.Optimizer):
     airbench. Those of equal shape are orthogonalised together.
 
     Args:
-        params: weights of two or more dimensions.
+        params: weights of two or more dimensions, or groups of them.
         lr: step size.
         momentum: of the gradient's running sum.
     """
 
-    def __init__(self, params: Iterable[Parameter], *, lr: float, momentum: float) -> None:
+    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

@@ -1,0 +1,85 @@
+"""Layers that several families share: activations by name, dropout, fully connected layers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "softmax": partial(nn.Softmax, dim=1),  # over channels, or over the units of a layer
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., 2014) whose choices are a function of the sample, not a state.
+
+    Which units of a sample are dropped follows from its key, which the training step draws from
+    seed, epoch and sample id and hands over in `keys`: the same on any rank, in any batch, after
+    any resume.
+
+    Args:
+        share: of the units that are dropped in training.
+        layer: tells the dropout layers of a network apart.
+    """
+
+    def __init__(self, share: float, layer: int = 0) -> None:
+        super().__init__()
+        self.share = share
+        self.layer = layer
+        self.keys: Tensor | None = None
+        """Whole numbers below 2**24, (n,), of the samples in the batch; set before `forward`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, ...) to the same shape; the units that stay are scaled up by as much as is lost.
+
+        Raises:
+            RuntimeError: in training, when nobody has set `keys`.
+        """
+        if not self.training or self.share == 0:
+            return x
+        if self.keys is None:
+            raise RuntimeError("Dropout draws from `keys`: set them, or call eval()")
+        units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 24)
+        bits = mix(self.keys.long()[:, None] + (mix(units) << 24))
+        kept = ((bits & 0xFFFFFF) >= round(self.share * 2**24)).view(x.shape)
+        return x * kept / (1 - self.share)
+
+
+def mix(x: Tensor) -> Tensor:
+    """Hashes int64 to 32 well-mixed bits (source: murmur3's finaliser, Appleby, 2011)."""
+    x = (x ^ (x >> 32)) & 0xFFFFFFFF
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def dropouts(model: nn.Module) -> list[Dropout]:
+    """The layers whose `keys` have to be set before each training step."""
+    return [m for m in model.modules() if isinstance(m, Dropout) and m.share > 0]
+
+
+def fully_connected(
+    inputs: int, hidden: Iterable[int], num_classes: int, activation: str, dropout: float
+) -> Sequence[nn.Module]:
+    """Linear, activation and dropout for each of `hidden`, then the linear head.
+
+    There is a dropout layer also where its share is 0: the names of the weights do not depend on
+    it.
+
+    Args:
+        inputs: features, (n, inputs).
+        hidden: units of each hidden layer.
+        activation: a key of ACTIVATIONS.
+        dropout: share of the hidden units that are dropped in training.
+    """
+    layers: list[nn.Module] = []
+    for depth, units in enumerate(hidden):
+        layers += [nn.Linear(inputs, units), ACTIVATIONS[activation](), Dropout(dropout, depth)]
+        inputs = units
+    return [*layers, nn.Linear(inputs, num_classes)]

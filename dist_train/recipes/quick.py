@@ -1,0 +1,1 @@
+"""Fast networks for CIFAR-10, from one core upwards."""

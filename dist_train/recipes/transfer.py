@@ -1,0 +1,34 @@
+"""Transfer learning: from a network trained on one data set to another data set.
+
+Both begin from `runs/quickstart`, which `dist-train train quickstart --name quickstart` makes;
+`--model.pretrained` names another run, a file, or torchvision.
+"""
+
+from dataclasses import replace
+
+from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def transfer_features() -> Config:
+    """Feature extraction: all but a new head is frozen. From CIFAR-10 to `shapes`."""
+    return Config(
+        data=DataConfig(dataset="shapes", batch_size=50),
+        model=ModelConfig(
+            name="whitened",
+            widths=(24, 64, 64),
+            pretrained="runs/quickstart",
+            freeze=("backbone",),
+        ),
+        optim=OptimConfig(optimizer="adam", learning_rate=0.01),
+        train=TrainConfig(epochs=10),
+    )
+
+
+def transfer_finetune() -> Config:
+    """Fine-tuning: everything trains, the pretrained part at a tenth of the head's rate."""
+    base = transfer_features()
+    return replace(
+        base,
+        model=replace(base.model, freeze=()),
+        optim=replace(base.optim, backbone_learning_rate=0.001),
+    )
