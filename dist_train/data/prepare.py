@@ -112,9 +112,14 @@ def prepare_dataset(data: DataConfig) -> Prepared:
     if data.dataset == "folder":
         made_from["root"] = str(catalog.locate("folder", root=data.root).resolve())
     key = json.dumps(made_from, sort_keys=True)
-    digest = hashlib.sha256(f"{key}{data.storage}".encode()).hexdigest()
-    folder = Path(data.cache) / f"{data.dataset}-{digest[:8]}"
+    folder = folder_of(Path(data.cache), data.dataset, key, data.storage)
     return prepare(load, folder, storage=data.storage, key=key)
+
+
+def folder_of(cache: Path, dataset: str, key: str, storage: str) -> Path:
+    """Where a data set is prepared; the arguments after the first are in its manifest too."""
+    digest = hashlib.sha256(f"{key}{storage}".encode()).hexdigest()
+    return cache / f"{dataset}-{digest[:8]}"
 
 
 def prepare(
