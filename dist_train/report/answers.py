@@ -161,7 +161,9 @@ def draw_mistakes(
         sure = answers.probabilities[position, said]
         panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         truth = names[answers.labels[position]]
-        panel.set_title(f"{shortened(truth)},\nnot {shortened(names[said])} {sure:.0%}", fontsize=8)
+        panel.set_title(
+            f"{shortened(truth)},\nsaid {shortened(names[said])} {sure:.0%}", fontsize=8
+        )
     return figure
 
 

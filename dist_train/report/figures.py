@@ -20,7 +20,7 @@ COLOURS = (
     *("#1f6fd1", "#d9541e", "#17876d", "#a23fb5"),
     *("#b07d00", "#c2255c", "#5f7a1f", "#6b7280"),
 )
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
     "axes.grid": True,
@@ -44,7 +44,7 @@ def styled(**options: Any) -> Iterator[None]:
     """Draw and save figures inside: matplotlib looks its style up all along."""
     import matplotlib as mpl
 
-    with mpl.rc_context({**STYLE, **options}):
+    with mpl.rc_context(STYLE | options):
         yield
 
 
@@ -53,8 +53,10 @@ def new_figure(
 ) -> tuple["Figure", "NDArray[Any]"]:
     """An empty figure, which no window system knows of, and its axes (rows, columns)."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=size, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06)
+    figure = Figure(figsize=size, layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -81,14 +83,10 @@ def as_svg(figure: "Figure") -> str:
         text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r'width="[\d.]+pt"', "", re.sub(r'height="[\d.]+pt" ', "", text, count=1), count=1
-    )
     names = {INK: "ink", GRID: "grid"} | {c: f"c{number}" for number, c in enumerate(COLOURS)}
     for colour, name in names.items():
         text = text.replace(colour, f"var(--{name})")
-    # Letters in the page's font; matplotlib names its own first.
-    return re.sub(r"font: (?:[^;\"']|'[^']*')*?([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    return re.sub(r"font-family: [^;\"]*", "", text)  # the page's own
 
 
 def as_png(figure: "Figure") -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from dist_train.errors import UserError
 from dist_train.report import plots
@@ -17,7 +17,7 @@ from dist_train.report.answers import (
     judged_images,
 )
 from dist_train.report.figures import COLOURS, as_png, as_svg, styled
-from dist_train.report.groups import Group, grouped
+from dist_train.report.groups import Axis, Group, grouped
 from dist_train.report.reading import Run, read_run
 from dist_train.report.tables import Table, differences, experiments, results
 
@@ -92,10 +92,10 @@ def make_report(runs: Sequence[Run]) -> Report:
 
 def curves(groups: Sequence[Group], runs: Sequence[Run]) -> Iterable[Picture]:
     """Accuracy, loss, throughput, time: what can be drawn of them."""
-    dashes = "Dashed: the training batches, augmented."
+    dashes = "Dashed: training batches, as augmented."
     if any(len(group.runs) > 1 for group in groups):
         dashes += " Lines are means over runs; the bands go from the lowest to the highest."
-    axes = ("step", "epoch", "seconds")
+    axes: Sequence[Axis] = get_args(Axis)
     drawings: Sequence[tuple[str, str, str, Callable[[], Figure | None]]] = (
         ("accuracy", "Accuracy", dashes, lambda: plots.draw_curves(groups, "accuracy", axes)),
         ("loss", "Loss", dashes, lambda: plots.draw_curves(groups, "loss", axes)),
@@ -132,7 +132,7 @@ def answered(groups: Sequence[Group]) -> Iterable[Picture]:
                 draw_mistakes(found, worst, images),
                 f"mistakes_{number}",
                 f"Worst mistakes: {group.label}",
-                f"The wrong answers that were surest.{mean}",
+                f"The surest of the wrong answers.{mean}",
             )
 
 

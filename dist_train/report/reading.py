@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from dist_train.errors import UserError
 from dist_train.runs import flatten
@@ -57,7 +58,7 @@ class Run:
             return "finished"
         limit = float(self.config.get("runtime.timeout_seconds") or 600)
         times = [line["time"] for line in self.lines if is_number(line.get("time"))]
-        pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+        pauses = [after - before for before, after in pairwise(times)]
         patience = min(limit, max(_PATIENCE, 3 * max(pauses[-50:]))) if pauses else limit
         if time.time() - self.changed < patience:
             return "running"
@@ -162,7 +163,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: nothing of a run is.
     """
-    if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl")):
+    if not is_run(folder):
         raise UserError(
             f"{folder} is no run: it has no metrics yet and no config; expected "
             f"{folder / 'metrics.jsonl'}; `dist-train runs` lists runs"
@@ -183,6 +184,11 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def is_run(folder: Path) -> bool:
+    """Whether there is anything of a run in a folder."""
+    return any((folder / name).exists() for name in ("config.json", "metrics.jsonl"))
+
+
 def find_runs(folder: Path) -> list[Run]:
     """The runs in a folder, oldest first.
 
@@ -191,7 +197,7 @@ def find_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one that holds run directories")
-    found = [path for path in folder.iterdir() if (path / "config.json").exists()]
+    found = [path for path in folder.iterdir() if is_run(path)]
     if not found:
         raise UserError(f"{folder} holds no runs; `dist-train train` makes one in runs/")
     return sorted((read_run(path) for path in found), key=lambda run: run.when)
@@ -238,7 +244,7 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
     return lines
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a JSON file is a finite number."""
     return (
         isinstance(value, int | float)
