@@ -13,6 +13,8 @@ from dist_train.runs import FREE_SETTINGS
 Axis = Literal["step", "epoch", "seconds"]
 Floats = NDArray[np.float64]
 
+_NAMED_FIELDS = 3  # more settings make no name
+
 
 @dataclass(frozen=True)
 class Group:
@@ -33,14 +35,15 @@ class Curve:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """The experiments among the runs, in the order of their first runs."""
+    """The experiments among the runs, in the order of their first runs.
+
+    Only finished runs of known settings are taken together: others would cut the mean short.
+    """
     groups: dict[str, list[Run]] = {}
     for number, run in enumerate(runs):
-        settings = {name: value for name, value in run.config.items() if decides(name)}
-        # A run of unknown settings is an experiment of its own.
-        groups.setdefault(repr(sorted(settings.items())) if settings else f"{number}", []).append(
-            run
-        )
+        settings = sorted((name, value) for name, value in run.config.items() if decides(name))
+        together = settings and run.state == "finished"
+        groups.setdefault(repr(settings) if together else f"{number}", []).append(run)
     return [Group(label(members, runs), members) for members in groups.values()]
 
 
@@ -55,8 +58,10 @@ def label(members: Sequence[Run], runs: Sequence[Run]) -> str:
     if len(members) == 1:
         same = [run for run in runs if run.name == first.name]
         return first.name if len(same) == 1 else str(first.folder)
-    of_recipe = [run for run in runs if run.recipe == first.recipe]
+    of_recipe = [run for run in runs if run.config and run.recipe == first.recipe]
     fields = [name for name in differing(of_recipe) if decides(name)]
+    if len(fields) > _NAMED_FIELDS:
+        return f"{first.name} and {len(members) - 1} like it"
     parts = [first.recipe, *(f"{name.split('.')[-1]} {first.config.get(name)}" for name in fields)]
     return f"{', '.join(parts)} ({len(members)} runs)"
 

@@ -224,6 +224,8 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
     """The whole lines of a metrics file, in rising order of steps."""
     try:
         text = path.read_text(errors="replace")
+    except FileNotFoundError:  # the run's state tells
+        return []
     except OSError as error:
         notes.append(f"{path.name} cannot be read: {error.strerror}")
         return []

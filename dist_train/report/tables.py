@@ -76,23 +76,20 @@ def results(runs: Sequence[Run]) -> Table:
 
 
 def experiments(groups: Sequence[Group]) -> Table:
-    """Mean and standard deviation over the finished runs of each experiment with several runs."""
-    header = ["experiment", "finished", "accuracy", "loss", "images/s", "seconds of training"]
-    rows = []
-    for group in groups:
-        finished = [run for run in group.runs if run.state == "finished"]
-        if len(group.runs) > 1:
-            rows.append(
-                [
-                    group.label,
-                    f"{len(finished)} of {len(group.runs)}",
-                    spread([run.accuracy for run in finished], ".2%"),
-                    spread([run.loss for run in finished], ".4f"),
-                    spread([run.images_per_second for run in finished], ",.0f"),
-                    spread([run.seconds.get("train") for run in finished], ",.1f"),
-                ]
-            )
-    return Table(header, rows)
+    """Mean and standard deviation of each experiment with several runs."""
+    measures: Mapping[str, tuple[Callable[[Run], Any], str]] = {
+        "accuracy": (lambda run: run.accuracy, ".2%"),
+        "loss": (lambda run: run.loss, ".4f"),
+        "images/s": (lambda run: run.images_per_second, ",.0f"),
+        "training s": (lambda run: run.seconds.get("train"), ",.1f"),
+    }
+    rows = [
+        [group.label]
+        + [spread([of(run) for run in group.runs], form) for of, form in measures.values()]
+        for group in groups
+        if len(group.runs) > 1
+    ]
+    return Table(["experiment", *measures], rows)
 
 
 def spread(values: Sequence[Any], form: str) -> str:
