@@ -39,6 +39,7 @@ FREE_SETTINGS = (
     "data.threads",
     "data.eval_batch_size",
     "train.log_every",
+    "train.profile",
     "runtime.",
     "checkpoint.",
     "tracking.",

@@ -231,7 +231,10 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
         return []
     lines: list[Line] = []
     damaged = 0
-    for row in text.split("\n")[:-1]:  # what follows the last line end is still being written
+    rows = text.split("\n")
+    if not rows[-1].endswith("}"):
+        rows.pop()  # nothing, or a line that is still being written
+    for row in rows:
         try:
             line = json.loads(row)
             good = is_number(line["step"]) and (not lines or line["step"] >= lines[-1]["step"])
