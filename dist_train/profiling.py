@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from dist_train.files import write_atomically
@@ -113,7 +112,7 @@ class _Recording:
         """Now, on the device that computes."""
         if self._runtime.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -134,9 +133,9 @@ def all_reduce_seconds(tracer: profile) -> float:
 
     Of a GPU, its kernels count. What starts outside of backward are votes, not gradients.
     """
-    events = tracer.events() or []
+    events = tracer.events() or []  # type: ignore[no-untyped-call]
     found = [event for event in events if re.search("all_?reduce", event.name, re.IGNORECASE)]
-    kernels = [event for event in found if event.device_type == DeviceType.CUDA]
+    kernels = [event for event in found if event.device_type.name == "CUDA"]
     passes = [event.time_range for event in events if event.name == "backward"]
     spans = sorted(
         (event.time_range.start, event.time_range.end)
