@@ -25,11 +25,14 @@ commands:
   export RUN --format onnx [--out FILE]          its model as one file for use elsewhere
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
        [--images FILE.png]                       draw a grid of augmented training images
-  report RUN... [--out FILE.png]                 plot accuracy and loss of runs
   sweep RECIPE --section.field a,b,c ...         train a grid; then a table and a plot of it
        [--seeds N] [--parallel N | --slurm]
   doctor [RECIPE] [--section.field value ...]    check software, GPUs, data, disks, W&B and SLURM;
                                                  under torchrun also the network between ranks
+  runs [FOLDER] [--json]                         list runs: state, accuracy, images/s
+  compare RUN RUN [--json]                       what differs in settings and results
+  report RUN... [--out FILE.html]                a page on runs, with Markdown and PNGs; to a .png,
+                                                 .svg or .pdf: accuracy and loss only
   bench loader|overhead|scaling [--json]         measure this machine against rivals
 
 COMMAND --help tells more."""
@@ -228,14 +231,50 @@ def bench(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """`dist-train report`."""
-    parser = options.Parser(prog="dist-train report", description="Plot runs against each other.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
-    parser.add_argument("--out", default="report.png", help="a .png, .svg or .pdf file")
+    parser = options.Parser(prog="dist-train report", description="Show runs against each other.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, in any state")
+    parser.add_argument(
+        "--out",
+        default="report.html",
+        help="a .html file (a .md file and PNGs go next to it), or one plot: .png, .svg or .pdf",
+    )
     given = parser.parse_args(arguments)
-    from dist_train.report import plot_runs
+    folders, path = [Path(run) for run in given.runs], Path(given.out)
+    if path.suffix in (".html", ".htm"):
+        from dist_train.report.page import write_report
 
-    plot_runs([Path(run) for run in given.runs], Path(given.out))
-    print(given.out)
+        write_report(folders, path)
+    else:
+        from dist_train.report.plots import plot_runs
+
+        plot_runs(folders, path)
+    print(path)
+
+
+def list_runs(arguments: Sequence[str]) -> None:
+    """`dist-train runs`."""
+    parser = options.Parser(prog="dist-train runs", description="List run directories.")
+    parser.add_argument("folder", nargs="?", default="runs", help="what holds them (default: runs)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    given = parser.parse_args(arguments)
+    from dist_train.report.listing import as_records, listed
+    from dist_train.report.reading import find_runs
+
+    runs = find_runs(Path(given.folder))
+    print(json.dumps(as_records(runs)) if given.json else listed(runs))
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """`dist-train compare`."""
+    parser = options.Parser(prog="dist-train compare", description="What differs between two runs.")
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="a run's directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args(arguments)
+    from dist_train.report.listing import compared, differences
+    from dist_train.report.reading import read_run
+
+    first, second = (read_run(Path(run)) for run in given.runs)
+    print(json.dumps(differences(first, second)) if given.json else compared(first, second))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
@@ -244,6 +283,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": evaluate,
     "predict": predict,
     "export": export,
+    "runs": list_runs,
+    "compare": compare,
     "report": report,
     "show": show,
     "sweep": sweep,

@@ -175,6 +175,8 @@ class TrainConfig:
     """So many steps may be skipped; one more stops the run."""
     tta: bool = False
     """At the end also evaluate with test-time augmentation: mirrored and shifted views."""
+    profile: str | None = None
+    """START:STOP: trace these steps (the latter not included) into the run's profile/ folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -317,6 +319,7 @@ class Config:
         at_least("--train.eval_every", train.eval_every, 0)
         at_least("--train.accumulate", train.accumulate, 1)
         at_least("--train.max_skips", train.max_skips, 0)
+        require_steps("--train.profile", train.profile)
         require(0 <= train.ema < 1, f"--train.ema {train.ema}: expected 0 to less than 1")
         require(
             train.accumulate == 1 or not model.batch_norm_group,
@@ -359,6 +362,15 @@ def require(condition: bool, message: str) -> None:
     """Raises UserError with the message unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_steps(flag: str, steps: str | None) -> None:
+    """Raises UserError unless the value is unset or START:STOP; a step comes before START."""
+    parts = (steps or "1:2").split(":")
+    require(
+        len(parts) == 2 and all(map(str.isdecimal, parts)) and 1 <= int(parts[0]) < int(parts[1]),
+        f"{flag} {steps}: expected START:STOP with 1 <= START < STOP, for example 20:25",
+    )
 
 
 def at_least(flag: str, value: float, least: float) -> None:

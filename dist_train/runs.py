@@ -1,4 +1,9 @@
-"""A run is a directory: what is in it, and who may use it."""
+"""A run is a directory: what is in it, and who may use it.
+
+torch is imported where it is used: reading a run's files does without it.
+"""
+
+from __future__ import annotations
 
 import json
 import os
@@ -12,17 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from tempfile import mkdtemp
-from typing import Any, get_type_hints
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from dist_train.config import Config
 from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
 from dist_train.files import remove_leftovers, write_atomically
-from dist_train.runtime import Runtime
-from dist_train.tracking import json_lines
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dist_train.runtime import Runtime
 
 # Settings that change neither what is computed nor from what: a resumed run may change them.
 FREE_SETTINGS = (
@@ -34,6 +39,7 @@ FREE_SETTINGS = (
     "data.threads",
     "data.eval_batch_size",
     "train.log_every",
+    "train.profile",
     "runtime.",
     "checkpoint.",
     "tracking.",
@@ -103,6 +109,8 @@ def check_data(folder: Path, checksum: str, prepared: Prepared) -> None:
 
 def last_metrics(folder: Path, step: int) -> dict[str, float]:
     """The last line of metrics up to a step; empty where there is none."""
+    from dist_train.tracking import json_lines
+
     lines = [line for line in json_lines.read(folder / "metrics.jsonl") if line["step"] <= step]
     return lines[-1] if lines else {}
 
@@ -126,6 +134,8 @@ def finish(
     summary: Mapping[str, Any],
 ) -> None:
     """Writes weights and answers, then the summary that marks the run as finished."""
+    from safetensors.torch import save
+
     for name, tensors in {"model": weights, "predictions": answers}.items():
         contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         write_atomically(folder / f"{name}.safetensors", save(contiguous))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train import runs
 from dist_train.evaluate import Evaluation
+from dist_train.profiling import step_seconds
 
 if TYPE_CHECKING:
     from dist_train.train import Trainer
@@ -53,6 +54,7 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
         "flops_per_image": trainer.flops,
         "peak_memory_bytes": here.peak_memory_bytes(),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "step_seconds": step_seconds(trainer.folder / "profile"),
         "data_wait_fraction": seconds["data_wait"] / seconds["train"],
         "resumed_from_step": trainer.resumed_from,
         "skipped_steps": sorted(trainer.skipped),

@@ -25,6 +25,7 @@ from dist_train.optim.averaging import averaged_copy
 from dist_train.optim.losses import LOSSES
 from dist_train.optim.schedules import factor, reduce_on_plateau
 from dist_train.preemption import Preempted, Requests, watch
+from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 from dist_train.summary import describe, summarise
@@ -121,6 +122,7 @@ class Trainer:
         self.step, self.best_accuracy = 0, 0.0
         self.skipped, self.resumed_from = set[int](), list[int]()
         self.progress, self.carried = Progress(here, clock), Window()
+        self.profiler = Profiler(config.train.profile, folder / "profile", here, clock)
         self.result: Evaluation | None = None
         self.last_line = dict[str, float]()
         if state:
@@ -167,12 +169,14 @@ class Trainer:
     def train_on(self, asked: Requests) -> None:
         """Trains from the step reached to the last one."""
         self.progress.restart(self.carried)
-        for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
-            if self.step not in self.skipped:
-                self.train_step(batch)
-            self.step += 1
-            self.here.alive()
-            self.after_step(asked)
+        with self.profiler.running(self.step):
+            for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
+                if self.step not in self.skipped:
+                    self.train_step(batch)
+                self.step += 1
+                self.here.alive()
+                self.profiler.step(self.step)
+                self.after_step(asked)
 
     def train_step(self, batch: Batch) -> None:
         """Forward, backward, update. Nothing here waits for the device."""
@@ -184,11 +188,14 @@ class Trainer:
         for part in parts:
             with self.here.summing(self.objective, now=part is parts[-1]):
                 size = self.sizes[self.step]
-                loss, correct = self.objective(part.images, part.labels, part.draws, size)
-                loss = loss * part.share
-                self.scaler.scale(loss).backward()
+                with self.profiler.part("forward"):
+                    loss, correct = self.objective(part.images, part.labels, part.draws, size)
+                    loss = loss * part.share
+                with self.profiler.part("backward"):
+                    self.scaler.scale(loss).backward()
             outcomes.append((loss.detach(), correct))
-        update(self.optimizers, self.scaler, self.model, self.config.optim.gradient_clip)
+        with self.profiler.part("optimizer"):
+            update(self.optimizers, self.scaler, self.model, self.config.optim.gradient_clip)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))

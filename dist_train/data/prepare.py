@@ -128,8 +128,13 @@ def _place(data: DataConfig) -> tuple[Path, str]:
     if data.dataset == "folder":
         made_from["root"] = str(catalog.locate("folder", root=data.root).resolve())
     key = json.dumps(made_from, sort_keys=True)
-    digest = hashlib.sha256(f"{key}{data.storage}".encode()).hexdigest()
-    return Path(data.cache) / f"{data.dataset}-{digest[:8]}", key
+    return folder_of(Path(data.cache), data.dataset, key, data.storage), key
+
+
+def folder_of(cache: Path, dataset: str, key: str, storage: str) -> Path:
+    """Where a data set is prepared; the arguments after the first are in its manifest too."""
+    digest = hashlib.sha256(f"{key}{storage}".encode()).hexdigest()
+    return cache / f"{dataset}-{digest[:8]}"
 
 
 def prepare(
