@@ -203,21 +203,89 @@ def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Opti
     )
 
 
-def trackers(config: Config, folder: Path, *, first_step: int, total_steps: int) -> Trackers:
-    """Everyone who is told about the run."""
+def trackers(trainer: "Trainer") -> Trackers:
+    """Everyone who is told about the run. What may be slow has a thread of its own.
+
+    Raises:
+        UserError: one that was asked for is not installed.
+    """
+    config, folder, total_steps = trainer.config, trainer.folder, trainer.total_steps
+    settings = config.tracking
+    subject = Subject(
+        split=trainer.judge.split,
+        classes=trainer.prepared.manifest.classes,
+        images=partial(images_of, trainer.prepared, trainer.judge),
+    )
     chosen: list[Tracker] = [
-        JsonLines(folder / "metrics.jsonl", resumed_step=first_step),
-        Console(first_step=first_step, total_steps=total_steps),
+        JsonLines(folder / "metrics.jsonl", resumed_step=trainer.step),
+        Console(
+            name=folder.name,
+            first_step=trainer.step,
+            total_steps=total_steps,
+            steps_per_epoch=trainer.steps_per_epoch,
+            split=trainer.judge.split,
+        ),
     ]
-    mode = wandb.choose_mode(config.tracking.wandb)
-    if mode != "off":
-        chosen.append(
-            wandb.WandB(
-                folder,
-                name=folder.name,
-                project=config.tracking.project,
-                mode=mode,
-                config=config.as_dict(),
-            )
+    if settings.tensorboard:
+        tensorboard.require_installed()
+        make = partial(
+            tensorboard.TensorBoard,
+            folder,
+            config=config.as_dict(),
+            resumed_step=trainer.step,
+            total_steps=total_steps,
+            subject=subject,
         )
+        chosen.append(Background("TensorBoard", make))
+    mode = wandb.choose_mode(settings.wandb)
+    if mode != "off":
+        watched = (trainer.model, settings.watch, config.train.log_every)
+        place = wandb.Place(
+            name=folder.name,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            job_type=settings.job_type,
+            tags=settings.tags,
+            notes=settings.notes,
+        )
+        make_wandb = partial(
+            wandb.WandB,
+            folder,
+            place=place,
+            mode=mode,
+            config=config.as_dict() | facts(trainer),
+            total_steps=total_steps,
+            subject=subject,
+            artifacts=settings.artifacts,
+            watched=None if settings.watch == "none" else watched,
+        )
+        chosen.append(Background("W&B", make_wandb))
     return Trackers(chosen)
+
+
+def images_of(
+    prepared: Prepared, judge: EvaluationData, rows: Sequence[int]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 (n, H, W, C) of rows of an evaluation; none of stored JPEG."""
+    if prepared.manifest.storage == "jpeg":
+        return np.zeros((len(rows), *prepared.manifest.image_shape), np.uint8)
+    path = prepared.test if judge.split == "test" else prepared.train
+    return beton.read_images(path)[judge.ids[list(rows)]]
+
+
+def facts(trainer: "Trainer") -> dict[str, Any]:
+    """What W&B's config says besides the settings."""
+    here = trainer.here
+    return {
+        "steps": trainer.total_steps,
+        "device": here.device_name(),
+        "world_size": here.world_size,
+        "precision": here.precision,
+        "compile": here.compile_backend,
+        "chosen_loader": trainer.loader,
+        "data_checksum": trainer.prepared.manifest.train.sha256,
+        "git_commit": runs.git_commit(),
+        "versions": runs.versions(),
+        "slurm": wandb.slurm_job(),
+    }

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dist_train.tracking import Relay, Tracker
@@ -44,6 +45,7 @@ class Background(Relay):
         return self._name
 
     def _work(self) -> None:
+        tracker = Tracker()
         try:
             tracker, what = self._make(), ""
             while what != "finish":
@@ -51,6 +53,8 @@ class Background(Relay):
                 getattr(tracker, what)(*arguments, **options)
         except Exception as error:
             self._error = error
+            with suppress(Exception):
+                tracker.abandon()
 
     def tell(self, what: str, *arguments: Any, **options: Any) -> None:
         """See Relay.
