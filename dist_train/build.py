@@ -1,15 +1,18 @@
 """From settings to parts: the one place where the config meets the components."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_train import models, optim
+from dist_train import models, optim, runs
 from dist_train.config import Config, DataConfig, OptimConfig
 from dist_train.data import beton
 from dist_train.data.augment import Augment, Policy
@@ -20,9 +23,14 @@ from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
 from dist_train.runtime import Runtime
-from dist_train.tracking import Tracker, Trackers, wandb
+from dist_train.tracking import Tracker, Trackers, tensorboard, wandb, wandb_setup
+from dist_train.tracking.answers import Subject
+from dist_train.tracking.background import Background
 from dist_train.tracking.console import Console
 from dist_train.tracking.json_lines import JsonLines
+
+if TYPE_CHECKING:
+    from dist_train.train import Trainer
 
 WHITENING_SAMPLES = 5000
 
@@ -94,7 +102,7 @@ class EvaluationData:
     ids: Ids
     """The images to evaluate, over all ranks."""
 
-    def first(self, count: int) -> "EvaluationData":
+    def first(self, count: int) -> EvaluationData:
         """Only so many of them."""
         return replace(self, ids=self.ids[:count])
 
@@ -203,7 +211,7 @@ def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Opti
     )
 
 
-def trackers(trainer: "Trainer") -> Trackers:
+def trackers(trainer: Trainer) -> Trackers:
     """Everyone who is told about the run. What may be slow has a thread of its own.
 
     Raises:
@@ -237,10 +245,9 @@ def trackers(trainer: "Trainer") -> Trackers:
             subject=subject,
         )
         chosen.append(Background("TensorBoard", make))
-    mode = wandb.choose_mode(settings.wandb)
+    mode = wandb_setup.choose_mode(settings.wandb)
     if mode != "off":
-        watched = (trainer.model, settings.watch, config.train.log_every)
-        place = wandb.Place(
+        place = wandb_setup.Place(
             name=folder.name,
             project=settings.project,
             entity=settings.entity,
@@ -258,23 +265,21 @@ def trackers(trainer: "Trainer") -> Trackers:
             total_steps=total_steps,
             subject=subject,
             artifacts=settings.artifacts,
-            watched=None if settings.watch == "none" else watched,
+            watched=None
+            if settings.watch == "none"
+            else (trainer.model, settings.watch, config.train.log_every),
         )
         chosen.append(Background("W&B", make_wandb))
     return Trackers(chosen)
 
 
-def images_of(
-    prepared: Prepared, judge: EvaluationData, rows: Sequence[int]
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 (n, H, W, C) of rows of an evaluation; none of stored JPEG."""
-    if prepared.manifest.storage == "jpeg":
-        return np.zeros((len(rows), *prepared.manifest.image_shape), np.uint8)
+def images_of(prepared: Prepared, judge: EvaluationData, rows: Sequence[int]) -> beton.UInt8:
+    """uint8 (n, H, W, C) of rows of an evaluation."""
     path = prepared.test if judge.split == "test" else prepared.train
-    return beton.read_images(path)[judge.ids[list(rows)]]
+    return beton.read_some(path, judge.ids[list(rows)])
 
 
-def facts(trainer: "Trainer") -> dict[str, Any]:
+def facts(trainer: Trainer) -> dict[str, Any]:
     """What W&B's config says besides the settings."""
     here = trainer.here
     return {
@@ -287,5 +292,5 @@ def facts(trainer: "Trainer") -> dict[str, Any]:
         "data_checksum": trainer.prepared.manifest.train.sha256,
         "git_commit": runs.git_commit(),
         "versions": runs.versions(),
-        "slurm": wandb.slurm_job(),
+        "slurm": wandb_setup.slurm_job(),
     }

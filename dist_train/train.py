@@ -27,7 +27,8 @@ from dist_train.preemption import Preempted, Requests, watch
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 from dist_train.summary import describe, summarise
-from dist_train.tracking import Trackers
+from dist_train.tracking import STOPPED, Trackers
+from dist_train.tracking.console import working
 
 
 def train(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
@@ -117,7 +118,8 @@ class Trainer:
         self.sizes = build.image_sizes(config.data, manifest.image_shape[0], self.total_steps)
         self.step, self.best_accuracy = 0, 0.0
         self.skipped, self.resumed_from = set[int](), list[int]()
-        self.progress, self.carried = Progress(here, clock), Window()
+        flops = None if config.data.resolutions else self.flops
+        self.progress, self.carried = Progress(here, clock, flops), Window()
         self.result: Evaluation | None = None
         self.last_line = dict[str, float]()
         if state:
@@ -125,14 +127,13 @@ class Trainer:
             self.resumed_from = [*state.resumed_from, self.step]
             clock.resume(state.seconds)
         if here.compile_backend is not None:
-            with clock.phase("compile"):
+            compiling = working("compiling", visible=here.is_main)
+            with clock.phase("compile"), compiling:
                 warm_up(self, set(self.sizes[self.step :]))
         self.trackers = Trackers([])
         if here.is_main:
             print(describe(self), flush=True)
-            self.trackers = build.trackers(
-                config, folder, first_step=self.step, total_steps=self.total_steps
-            )
+            self.trackers = build.trackers(self)
 
     # The loop
 
@@ -181,15 +182,17 @@ class Trainer:
         for part in parts:
             with self.here.summing(self.objective, now=part is parts[-1]):
                 size = self.sizes[self.step]
-                loss, correct = self.objective(part.images, part.labels, part.draws, size)
+                with self.progress.forward():
+                    loss, correct = self.objective(part.images, part.labels, part.draws, size)
                 loss = loss * part.share
                 self.scaler.scale(loss).backward()
             outcomes.append((loss.detach(), correct))
-        update(self.optimizers, self.scaler, self.model, self.config.optim.gradient_clip)
+        clip, logged = self.config.optim.gradient_clip, self.is_logged(self.step + 1)
+        gradient_norm = update(self.optimizers, self.scaler, self.model, clip, with_norm=logged)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
-        self.progress.add(self.step, loss, correct, batch)
+        self.progress.add(self.step, loss, correct, batch, gradient_norm)
 
     def after_step(self, asked: Requests) -> None:
         """A line of metrics, an evaluation, a checkpoint, a stop, where they are due.
@@ -204,7 +207,7 @@ class Trainer:
         decision = asked()
         stop = decision.stop and not last
         eval_due = last or is_due(self.step, eval_steps)
-        log_due = eval_due or is_due(self.step, settings.log_every)
+        log_due = self.is_logged(self.step)
         save_due = last or stop or decision.save or is_due(self.step, save_steps)
         improved = False
         if log_due or save_due:
@@ -216,7 +219,7 @@ class Trainer:
                 "epoch": self.step / self.steps_per_epoch,
                 "time": time.time(),
                 **self.progress.line(window),
-                "optim/lr": self.optimizers[0].param_groups[0]["lr"],
+                **learning_rates(self.optimizers),
             }
             if eval_due:
                 # Before the end, at the size that is being trained: another one says little.
@@ -234,8 +237,16 @@ class Trainer:
             asked.saved()
         if stop:
             stopped = f"{self.folder} stopped after step {self.step}"
-            self.trackers.warn("Stopped", stopped)
+            self.trackers.warn(STOPPED, stopped)
             raise Preempted(f"{stopped}; run again to go on")
+
+    def is_logged(self, step: int) -> bool:
+        """Whether there is a line of metrics after so many steps: also with each evaluation."""
+        settings = self.config.train
+        eval_steps = settings.eval_every * self.steps_per_epoch
+        return (
+            step == self.total_steps or is_due(step, eval_steps) or is_due(step, settings.log_every)
+        )
 
     def check_finite(self, window: Window, *, weights_too: bool) -> None:
         """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
@@ -372,22 +383,36 @@ def set_learning_rates(
             group["lr"] = group["peak_lr"] * share
 
 
+def learning_rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
+    """`optim/lr` of the first group of parameters, `optim/lr_1` of the next and so on."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {f"optim/lr_{i}" if i else "optim/lr": group["lr"] for i, group in enumerate(groups)}
+
+
 def update(
     optimizers: Iterable[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
     model: nn.Module,
     gradient_clip: float,
-) -> None:
-    """One step of all optimizers; float16's too large gradients skip it."""
-    if gradient_clip:
+    *,
+    with_norm: bool = False,
+) -> torch.Tensor | None:
+    """One step of all optimizers; float16's too large gradients skip it.
+
+    Returns:
+        The gradient's norm before it was clipped, where it is wanted.
+    """
+    norm = None
+    if gradient_clip or with_norm:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip or float("inf"))
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
     for optimizer in optimizers:
         optimizer.zero_grad()
+    return norm if with_norm else None
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 log = logging.getLogger("dist_train")
 
+STOPPED = "Stopped"
+"""Title of the warning before a run that was asked to stop ends."""
+
 
 class Tracker:
     """Hears what happens in a run, on rank 0. Here it hears and says nothing."""

@@ -47,16 +47,16 @@ class TensorBoard(Tracker):
     def _open(self, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second; not paid by others
 
-        self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(
             str(self._folder), purge_step=last_step + 1 if last_step else None
         )
         if not last_step:
             text = f"```\n{json.dumps(self._config, indent=2)}\n```"
-            self._writer.add_text("config", text, 0)  # type: ignore[no-untyped-call]
+            self._writer.add_text("config", text, 0)
 
     def rewind(self, step: int) -> None:
         """See Tracker."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
         self._open(step)
 
     def log(self, metrics: Mapping[str, float]) -> None:
@@ -69,7 +69,8 @@ class TensorBoard(Tracker):
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         summary = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
-        self._writer.file_writer.add_summary(Summary(value=summary), step)  # type: ignore[union-attr]
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_summary(Summary(value=summary), step)
 
     def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
         """See Tracker."""
@@ -80,20 +81,18 @@ class TensorBoard(Tracker):
         if worst:
             images = self._subject.images([mistake.row for mistake in worst])
             split = self._subject.split
-            self._writer.add_images(f"{split}/mistakes", images, step, dataformats="NHWC")  # type: ignore[no-untyped-call]
-            lines = [
-                f"| {m.row} | {m.label} | {m.guess} | {m.confidence:.1%} |" for m in worst
-            ]
+            self._writer.add_images(f"{split}/mistakes", images, step, dataformats="NHWC")
+            lines = [f"| {m.row} | {m.label} | {m.guess} | {m.confidence:.1%} |" for m in worst]
             text = "\n".join(["| image | is | taken for | confidence |", "|-|-|-|-|", *lines])
-            self._writer.add_text(f"{split}/mistakes", text, step)  # type: ignore[no-untyped-call]
+            self._writer.add_text(f"{split}/mistakes", text, step)
 
     def warn(self, title: str, text: str) -> None:
         """See Tracker."""
-        self._writer.add_text(title, text)  # type: ignore[no-untyped-call]
+        self._writer.add_text(title, text)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See Tracker."""
         if summary:
             text = f"```\n{json.dumps(dict(summary), indent=2)}\n```"
-            self._writer.add_text("summary", text, summary["steps"])  # type: ignore[no-untyped-call]
-        self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.add_text("summary", text, summary["steps"])
+        self._writer.close()

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
-from dist_train.tracking.wandb import choose_mode
+from dist_train.tracking.wandb_setup import choose_mode
 from tests.conftest import SMALL, dist_train, metrics, summary
 
 
