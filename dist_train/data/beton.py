@@ -94,7 +94,7 @@ def read_some(path: Path, ids: Int64) -> UInt8:
         for pixels, start, record in zip(images, image["data_ptr"], image, strict=True):
             file.seek(int(start))
             if colour and record["mode"] != _RAW:
-                pixels[:] = Image.open(BytesIO(file.read(2 * pixels.nbytes)))
+                pixels[:] = np.asarray(Image.open(BytesIO(file.read(2 * pixels.nbytes))))
             elif file.readinto(pixels) != pixels.nbytes:  # type: ignore[arg-type]
                 raise _damaged(path)
     return images

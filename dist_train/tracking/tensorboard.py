@@ -50,6 +50,7 @@ class TensorBoard(Tracker):
         self._writer = SummaryWriter(
             str(self._folder), purge_step=last_step + 1 if last_step else None
         )
+        self._file: Any = self._writer.file_writer
         if not last_step:
             text = f"```\n{json.dumps(self._config, indent=2)}\n```"
             self._writer.add_text("config", text, 0)
@@ -69,8 +70,7 @@ class TensorBoard(Tracker):
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         summary = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
-        assert self._writer.file_writer is not None
-        self._writer.file_writer.add_summary(Summary(value=summary), step)
+        self._file.add_summary(Summary(value=summary), step)
 
     def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
         """See Tracker."""
