@@ -189,6 +189,7 @@ class Progress:
             "perf/images_per_second": rate,
             "perf/images_per_second_per_device": rate / world_size,
             "perf/data_wait": (now["data_wait"] - before["data_wait"]) / seconds,
+            "perf/train_seconds": now["train"],
             "perf/memory_bytes": self._runtime.peak_memory_bytes(),
             **self._times.percentiles(),
         }

@@ -227,6 +227,7 @@ class Trainer:
                 improved = self.result.accuracy > self.best_accuracy
                 self.best_accuracy = max(self.best_accuracy, self.result.accuracy)
                 self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
+                self.last_line[f"{self.judge.split}/best_accuracy"] = self.best_accuracy
                 self.last_line[f"{self.judge.split}/loss"] = self.result.loss
                 self.trackers.evaluated(self.step, self.result.logits, self.result.labels)
             self.trackers.log(self.last_line)
