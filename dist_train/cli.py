@@ -22,7 +22,7 @@ commands:
   show [RECIPE] [--section.field value ...]      print the config and where each value came from
        [--images FILE.png]                       draw a grid of augmented training images
   report RUN... [--out FILE.png]                 plot accuracy and loss of runs
-  bench loader|overhead|scaling [--json]         measure this machine against rivals
+  bench loader|overhead|scaling|tracking [--json]  measure this machine against rivals
 
 COMMAND --help tells more."""
 

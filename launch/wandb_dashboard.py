@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 STEP, EPOCH, SECONDS = "train/step", "epoch", "perf/train_seconds"
+RUNTIME = "RelativeTime(Process)"  # of what W&B measures itself
 
 # Sections of the workspace: the title of each chart, its curves, and what they are drawn against.
 # A curve that ends in * is every metric that begins like that.
@@ -48,10 +49,10 @@ CHARTS = {
         "Gradient norm": (["optim/gradient_norm"], STEP),
     },
     "System": {
-        "GPU utilisation": (["system/gpu.0.gpu"], "_wandb"),
-        "GPU memory": (["system/gpu.0.memoryAllocatedBytes"], "_wandb"),
-        "CPU": (["system/cpu"], "_wandb"),
-        "Memory of the process": (["system/proc.memory.rssMB"], "_wandb"),
+        "GPU utilisation": (["system/gpu.0.gpu"], RUNTIME),
+        "GPU memory": (["system/gpu.0.memoryAllocatedBytes"], RUNTIME),
+        "CPU": (["system/cpu"], RUNTIME),
+        "Memory of the process": (["system/proc.memory.rssMB"], RUNTIME),
     },
 }
 
@@ -146,11 +147,10 @@ def panels(section: str) -> list[Any]:
     for number, (title, (curves, against)) in enumerate(CHARTS[section].items()):
         row, column = divmod(number, 2)
         place = wr.Layout(x=12 * column, y=8 * row, w=12, h=8)
-        x = "Relative Time (Process)" if against == "_wandb" else against
         options: dict[str, Any] = {"y": curves}
         if curves[0].endswith("*"):
             options = {"metric_regex": f"^{curves[0].removesuffix('*')}.*"}
-        found.append(wr.LinePlot(title=title, x=x, layout=place, **options))
+        found.append(wr.LinePlot(title=title, x=against, layout=place, **options))
     return found
 
 
