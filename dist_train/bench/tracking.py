@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -79,4 +80,4 @@ def epochs_of(config: Config, epochs: int, *, all_trackers: bool) -> list[float]
         trainer.run()
         logged = [json.loads(line) for line in lines.read_text().splitlines()]
     ends = [line["time"] for line in logged if "test/accuracy" in line][WARM_UP_EPOCHS - 1 :]
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in pairwise(ends)]
