@@ -33,7 +33,8 @@ commands:
   compare RUN RUN [--json]                       what differs in settings and results
   report RUN... [--out FILE.html]                a page on runs, with Markdown and PNGs; to a .png,
                                                  .svg or .pdf: accuracy and loss only
-  bench loader|overhead|scaling [--json]         measure this machine against rivals
+  bench loader|overhead|scaling|tracking [--json]
+                                                 measure this machine against rivals
 
 COMMAND --help tells more."""
 

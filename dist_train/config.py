@@ -219,8 +219,24 @@ class TrackingConfig:
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """W&B; `auto`: online when logged in, else offline (`wandb sync` uploads later)."""
-    project: str = "dist_train"
-    """W&B project."""
+    project: str | None = None
+    """W&B project; unset: $WANDB_PROJECT, else dist_train."""
+    entity: str | None = None
+    """W&B user or team; unset: $WANDB_ENTITY, else one's own."""
+    group: str | None = None
+    """W&B group, for runs to be seen together; unset: $WANDB_RUN_GROUP, else the job array."""
+    job_type: str | None = None
+    """W&B job type; unset: $WANDB_JOB_TYPE, else train."""
+    tags: tuple[str, ...] = ()
+    """W&B tags, comma-separated; empty: $WANDB_TAGS."""
+    notes: str | None = None
+    """W&B notes; unset: $WANDB_NOTES."""
+    watch: Literal["none", "gradients", "parameters", "all"] = "none"
+    """Histograms of the model's gradients or parameters in W&B; costs time at each line."""
+    artifacts: Literal["off", "references", "files"] = "references"
+    """Weights in W&B: `references` to those left at the end, or `files`, uploading them all."""
+    tensorboard: bool = False
+    """TensorBoard's event files in <run>/tensorboard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

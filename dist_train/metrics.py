@@ -3,9 +3,9 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -84,11 +84,17 @@ class Window:
 
 
 class Progress:
-    """Training loss and right answers, kept on the device between two lines of metrics."""
+    """Training loss and right answers, kept on the device between two lines of metrics.
 
-    def __init__(self, runtime: Runtime, clock: Clock) -> None:
+    Args:
+        flops: of an image's forward pass; None where images change their size.
+    """
+
+    def __init__(self, runtime: Runtime, clock: Clock, flops: int | None = None) -> None:
         self._runtime = runtime
         self._clock = clock
+        self._flops = flops
+        self._peak = peak_flops(runtime.device_name(), runtime.precision)
         self.restart()
 
     def restart(self, carried: Window | None = None) -> None:
@@ -104,20 +110,33 @@ class Progress:
         self._correct: list[Tensor] = []
         self._samples: list[int] = []
         self._before = self._clock.read()
+        self._times = StepTimes(self._runtime)
+        self._gradient_norm: Tensor | None = None
+        self._rank_seconds: list[float] = []
+        self._norm = math.nan
 
-    def add(self, step: int, loss: Tensor, correct: Tensor, batch: Batch) -> None:
+    def forward(self) -> AbstractContextManager[None]:
+        """Around what a rank computes before it waits for the others: the forward pass."""
+        return self._times.forward()
+
+    def add(
+        self, step: int, loss: Tensor, correct: Tensor, batch: Batch, norm: Tensor | None = None
+    ) -> None:
         """One step; nothing is computed and nothing waits for the device.
 
         Args:
             step: steps done before it.
             loss: mean over this rank's samples times its share, float32 ().
             correct: this rank's right answers, int64 ().
+            norm: of the gradient, if it was computed.
         """
         self._steps.append(step)
         self._losses.append(loss)
         self._correct.append(correct)
         self._shares.append(batch.share)
         self._samples.append(batch.global_size)
+        self._times.step()
+        self._gradient_norm = norm
 
     def window(self) -> Window:
         """Sums over all ranks, by step: the one wait for the device."""
@@ -128,19 +147,34 @@ class Progress:
         losses = torch.stack(self._losses).double() * sizes
         own = torch.tensor(self._shares, device=device) > 0  # else a stand-in for no sample
         correct = (torch.stack(self._correct) * own).double()
-        sums = self._runtime.sum(torch.stack([losses, correct])).tolist()
+        # What is no sum travels along: each rank's seconds in a place of their own.
+        seconds = torch.zeros(world_size, dtype=torch.float64)
+        seconds[self._runtime.rank] = self._own_seconds()
+        norm = torch.full((1,), math.nan, device=device, dtype=torch.float64)
+        if self._gradient_norm is not None:
+            norm[0] = self._gradient_norm / world_size
+        rows = torch.cat([losses, correct, seconds.to(device), norm])
+        values = self._runtime.sum(rows).tolist()
+        count = len(self._losses)
+        loss_of_steps, correct_of_steps = values[:count], values[count : 2 * count]
+        self._rank_seconds, self._norm = values[2 * count : -1], values[-1]
         # Added step by step, so that a window in which a run was resumed has the same sum.
         loss_sum = self._carried.loss_sum
-        for value in sums[0]:
+        for value in loss_of_steps:
             loss_sum += value
-        steps = zip(self._steps, sums[0], strict=True)
+        steps = zip(self._steps, loss_of_steps, strict=True)
         bad = [step for step, value in steps if not math.isfinite(value)]
         return Window(
             loss_sum=loss_sum,
-            correct=self._carried.correct + round(sum(sums[1])),
+            correct=self._carried.correct + round(sum(correct_of_steps)),
             samples=self._carried.samples + sum(self._samples),
             bad_step=bad[0] if bad else None,
         )
+
+    def _own_seconds(self) -> float:
+        """Spent by this rank on what it does without the others: data and forward pass."""
+        waited = self._clock.seconds["data_wait"] - self._before["data_wait"]
+        return waited + self._times.forward_seconds()
 
     def line(self, window: Window) -> dict[str, float]:
         """The window as metrics; throughput is that of this process's part of it."""
@@ -148,11 +182,72 @@ class Progress:
             return {}
         now, before = self._clock.read(), self._before
         seconds = now["train"] - before["train"]
-        return {
+        rate, world_size = sum(self._samples) / seconds, self._runtime.world_size
+        line = {
             "train/loss": window.loss_sum / window.samples,
             "train/accuracy": window.correct / window.samples,
-            "perf/images_per_second": sum(self._samples) / seconds,
+            "perf/images_per_second": rate,
+            "perf/images_per_second_per_device": rate / world_size,
             "perf/data_wait": (now["data_wait"] - before["data_wait"]) / seconds,
+            "perf/train_seconds": now["train"],
+            "perf/memory_bytes": self._runtime.peak_memory_bytes(),
+            **self._times.percentiles(),
+        }
+        if math.isfinite(self._norm):
+            line["optim/gradient_norm"] = self._norm
+        if self._flops is not None and self._peak is not None:
+            line["perf/mfu"] = TRAINING_FLOPS * self._flops * rate / world_size / self._peak
+        if world_size > 1:
+            line["perf/slowest_rank"] = self._rank_seconds.index(max(self._rank_seconds))
+            for rank, spent in enumerate(self._rank_seconds):
+                share = sum(self._samples) / world_size
+                line[f"rank/{rank}/images_per_second"] = share / spent
+        return line
+
+
+class StepTimes:
+    """When steps and forward passes began and ended, by the device's clock, without waiting."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._cuda = runtime.device.type == "cuda"
+        self._runtime = runtime
+        self._marks = [self._now()]
+        self._forward: list[tuple[Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1000 if self._cuda else end - start  # type: ignore[no-any-return]
+
+    def step(self) -> None:
+        """A step is over."""
+        self._marks.append(self._now())
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around a forward pass."""
+        start = self._now()
+        yield
+        self._forward.append((start, self._now()))
+
+    def forward_seconds(self) -> float:
+        """Of all forward passes; waits for the device."""
+        self._runtime.synchronize()
+        return sum(self._between(start, end) for start, end in self._forward)
+
+    def percentiles(self) -> dict[str, float]:
+        """Of the seconds a step takes with everything between it and the one before."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        seconds = sorted(self._between(start, end) for start, end in pairs)
+        chosen = {"p50": 0.5, "p95": 0.95, "max": 1.0}
+        return {
+            f"perf/step_seconds_{name}": seconds[round(share * (len(seconds) - 1))]
+            for name, share in chosen.items()
         }
 
 
@@ -165,3 +260,31 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         model.eval()(torch.zeros(1, channels, height, width, device=device))
     model.train(was_training)
     return int(counter.get_total_flops())
+
+
+# Floating-point operations of forward and backward, as a multiple of forward's.
+TRAINING_FLOPS = 3
+
+# Dense matrix multiplication, in 10^12 operations a second: (bf16 and fp16, fp32 by way of TF32
+# where the device has it). Source: NVIDIA's data sheets; the longest name that fits counts.
+PEAKS = {
+    "NVIDIA B200": (2250.0, 1125.0),
+    "NVIDIA H200": (989.4, 494.7),
+    "NVIDIA H100": (989.4, 494.7),
+    "NVIDIA H100 PCIe": (756.0, 378.0),
+    "NVIDIA H100 NVL": (835.5, 417.5),
+    "NVIDIA A100": (312.0, 156.0),
+    "NVIDIA L40S": (362.0, 183.0),
+    "NVIDIA L4": (121.0, 60.0),
+    "Tesla V100": (125.0, 15.7),
+    "Tesla T4": (65.0, 8.1),
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The most operations a second the device can do; None where that is not known."""
+    fitting = [name for name in PEAKS if f"{device_name} -".startswith((f"{name} ", f"{name}-"))]
+    if not fitting:
+        return None
+    half, single = PEAKS[max(fitting, key=len)]
+    return (single if precision == "fp32" else half) * 1e12

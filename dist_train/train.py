@@ -29,7 +29,8 @@ from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 from dist_train.summary import describe, summarise
-from dist_train.tracking import Trackers
+from dist_train.tracking import STOPPED, Trackers
+from dist_train.tracking.console import working
 
 
 def train(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
@@ -121,7 +122,8 @@ class Trainer:
         self.sizes = build.image_sizes(config.data, manifest.image_shape[0], self.total_steps)
         self.step, self.best_accuracy = 0, 0.0
         self.skipped, self.resumed_from = set[int](), list[int]()
-        self.progress, self.carried = Progress(here, clock), Window()
+        flops = None if config.data.resolutions else self.flops
+        self.progress, self.carried = Progress(here, clock, flops), Window()
         self.profiler = Profiler(config.train.profile, folder / "profile", here, clock)
         self.result: Evaluation | None = None
         self.last_line = dict[str, float]()
@@ -130,14 +132,13 @@ class Trainer:
             self.resumed_from = [*state.resumed_from, self.step]
             clock.resume(state.seconds)
         if here.compile_backend is not None:
-            with clock.phase("compile"):
+            compiling = working("compiling", visible=here.is_main)
+            with clock.phase("compile"), compiling:
                 warm_up(self, set(self.sizes[self.step :]))
         self.trackers = Trackers([])
         if here.is_main:
             print(describe(self), flush=True)
-            self.trackers = build.trackers(
-                config, folder, first_step=self.step, total_steps=self.total_steps
-            )
+            self.trackers = build.trackers(self)
 
     # The loop
 
@@ -188,18 +189,19 @@ class Trainer:
         for part in parts:
             with self.here.summing(self.objective, now=part is parts[-1]):
                 size = self.sizes[self.step]
-                with self.profiler.part("forward"):
+                with self.progress.forward(), self.profiler.part("forward"):
                     loss, correct = self.objective(part.images, part.labels, part.draws, size)
                     loss = loss * part.share
                 with self.profiler.part("backward"):
                     self.scaler.scale(loss).backward()
             outcomes.append((loss.detach(), correct))
+        clip, logged = self.config.optim.gradient_clip, self.is_logged(self.step + 1)
         with self.profiler.part("optimizer"):
-            update(self.optimizers, self.scaler, self.model, self.config.optim.gradient_clip)
+            gradient_norm = update(self.optimizers, self.scaler, self.model, clip, with_norm=logged)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
-        self.progress.add(self.step, loss, correct, batch)
+        self.progress.add(self.step, loss, correct, batch, gradient_norm)
 
     def after_step(self, asked: Requests) -> None:
         """A line of metrics, an evaluation, a checkpoint, a stop, where they are due.
@@ -214,7 +216,7 @@ class Trainer:
         decision = asked()
         stop = decision.stop and not last
         eval_due = last or is_due(self.step, eval_steps)
-        log_due = eval_due or is_due(self.step, settings.log_every)
+        log_due = self.is_logged(self.step)
         save_due = last or stop or decision.save or is_due(self.step, save_steps)
         improved = False
         if log_due or save_due:
@@ -226,7 +228,7 @@ class Trainer:
                 "epoch": self.step / self.steps_per_epoch,
                 "time": time.time(),
                 **self.progress.line(window),
-                "optim/lr": self.optimizers[0].param_groups[0]["lr"],
+                **learning_rates(self.optimizers),
             }
             if eval_due:
                 # Before the end, at the size that is being trained: another one says little.
@@ -234,6 +236,7 @@ class Trainer:
                 improved = self.result.accuracy > self.best_accuracy
                 self.best_accuracy = max(self.best_accuracy, self.result.accuracy)
                 self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
+                self.last_line[f"{self.judge.split}/best_accuracy"] = self.best_accuracy
                 self.last_line[f"{self.judge.split}/loss"] = self.result.loss
                 self.adapt(self.result)
                 self.trackers.evaluated(self.step, self.result.logits, self.result.labels)
@@ -245,7 +248,7 @@ class Trainer:
             asked.saved()
         if stop:
             stopped = f"{self.folder} stopped after step {self.step}"
-            self.trackers.warn("Stopped", stopped)
+            self.trackers.warn(STOPPED, stopped)
             raise Preempted(f"{stopped}; run again to go on")
 
     def adapt(self, result: Evaluation) -> None:
@@ -255,6 +258,14 @@ class Trainer:
             loss = self.loss_of(result.logits, result.labels, 0.0).mean().item()
             groups = [group for each in self.optimizers for group in each.param_groups]
             reduce_on_plateau(groups, loss, decay=settings.decay, patience=settings.patience)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether there is a line of metrics after so many steps: also with each evaluation."""
+        settings = self.config.train
+        eval_steps = settings.eval_every * self.steps_per_epoch
+        return (
+            step == self.total_steps or is_due(step, eval_steps) or is_due(step, settings.log_every)
+        )
 
     def check_finite(self, window: Window, *, weights_too: bool) -> None:
         """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
@@ -394,22 +405,36 @@ def set_learning_rates(
             group["lr"] = group["peak_lr"] * share
 
 
+def learning_rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
+    """`optim/lr` of the first group of parameters, `optim/lr_1` of the next and so on."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {f"optim/lr_{i}" if i else "optim/lr": group["lr"] for i, group in enumerate(groups)}
+
+
 def update(
     optimizers: Iterable[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
     model: nn.Module,
     gradient_clip: float,
-) -> None:
-    """One step of all optimizers; float16's too large gradients skip it."""
-    if gradient_clip:
+    *,
+    with_norm: bool = False,
+) -> torch.Tensor | None:
+    """One step of all optimizers; float16's too large gradients skip it.
+
+    Returns:
+        The gradient's norm before it was clipped, where it is wanted.
+    """
+    norm = None
+    if gradient_clip or with_norm:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip or float("inf"))
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()
     for optimizer in optimizers:
         optimizer.zero_grad()
+    return norm if with_norm else None
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

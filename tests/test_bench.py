@@ -25,6 +25,7 @@ RATIOS = {
     },
     "overhead": {"loop_vs_bare_resnet9", "loop_vs_bare_lenet"},
     "scaling": {"two_ranks_vs_one_resnet9"},
+    "tracking": {"trackers_vs_json_lines"},
 }
 
 needs_ffcv = pytest.mark.skipif(not is_available(), reason="FFCV is not installed")
@@ -84,7 +85,7 @@ def test_loader(cache: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", ["overhead", "scaling"])
+@pytest.mark.parametrize("subject", ["overhead", "scaling", "tracking"])
 def test_training(subject: str, cache: Path) -> None:
     assert_sound(bench(subject, cache), subject)
 

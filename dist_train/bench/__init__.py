@@ -22,6 +22,7 @@ TARGETS = {
     "loop_vs_bare_resnet9": "<= 1.03",
     "loop_vs_bare_lenet": "<= 1.10",
     "two_ranks_vs_one_resnet9": ">= 0.95",
+    "trackers_vs_json_lines": "<= 1.005",
 }
 
 
@@ -34,11 +35,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(
         prog="dist-train bench",
         description="loader: against FFCV and torchvision. overhead: the training loop against a "
-        "bare one. scaling: two processes against one (with several GPUs: all against one).",
+        "bare one. scaling: two processes against one (with several GPUs: all against one). "
+        "tracking: all trackers against metrics.jsonl alone.",
         allow_abbrev=False,
     )
     defaults = DataConfig()
-    parser.add_argument("subject", nargs="?", choices=list(SUBJECTS), help="unset: all three")
+    parser.add_argument("subject", nargs="?", choices=list(SUBJECTS), help="unset: all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--seconds", type=float, help="length of each timing")
     parser.add_argument("--repeats", type=int, help="rounds of timings")
@@ -149,8 +151,16 @@ def measure_scaling(settings: Settings) -> Measurements:
     return measure(settings)
 
 
+def measure_tracking(settings: Settings) -> Measurements:
+    """See bench.tracking."""
+    from dist_train.bench.tracking import measure
+
+    return measure(settings)
+
+
 SUBJECTS: dict[str, Callable[[Settings], Measurements]] = {
     "loader": measure_loader,
     "overhead": measure_overhead,
     "scaling": measure_scaling,
+    "tracking": measure_tracking,
 }

@@ -79,6 +79,29 @@ def read_images(path: Path, count: int | None = None, *, ids: Int64 | None = Non
     return images
 
 
+def read_some(path: Path, ids: Int64) -> UInt8:
+    """A few images of a raw or JPEG file, uint8 (n, H, W, C).
+
+    Raises UserError when the file is damaged.
+    """
+    records, arguments = _read_records(path)
+    colour = records.dtype == _IMAGE_RECORD
+    image = (records["image"] if colour else records)[ids]
+    if colour:
+        shape = (int(image["height"][0]), int(image["width"][0]), 3)
+    else:
+        shape = tuple(arguments[:24].view("<u8").tolist())
+    images = np.empty((len(ids), *shape), np.uint8)
+    with path.open("rb") as file:
+        for pixels, start, record in zip(images, image["data_ptr"], image, strict=True):
+            file.seek(int(start))
+            if colour and record["mode"] != _RAW:
+                pixels[:] = np.asarray(Image.open(BytesIO(file.read(2 * pixels.nbytes))))
+            elif file.readinto(pixels) != pixels.nbytes:  # type: ignore[arg-type]
+                raise _damaged(path)
+    return images
+
+
 def _read_records(path: Path) -> tuple[np.ndarray[Any, Any], UInt8]:
     """A record per sample, and the image field's arguments: an array's shape comes first."""
     try:

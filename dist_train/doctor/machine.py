@@ -26,7 +26,7 @@ from dist_train.doctor.finding import Finding, failed, ok, skipped
 from dist_train.errors import UserError
 
 if TYPE_CHECKING:
-    from dist_train.tracking.wandb import Mode
+    from dist_train.tracking.wandb_setup import Mode
 
 PACKAGES = ("torch", "torchvision", "ffcv", "accelerate", "wandb")
 OLDEST_PYTHON = (3, 11)  # pyproject.toml
@@ -177,7 +177,7 @@ def disk(name: str, folder: Path, *, flag: str) -> Iterator[Finding]:
 
 def wandb(mode: "Mode") -> Finding:
     """Whether W&B is to be reached, and takes the login."""
-    from dist_train.tracking.wandb import choose_mode  # imports torch
+    from dist_train.tracking.wandb_setup import choose_mode  # imports torch
 
     try:
         chosen = choose_mode(mode)

@@ -12,15 +12,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dist_train")
 
+STOPPED = "Stopped"
+"""Title of the warning before a run that was asked to stop ends."""
+
 
 class Tracker:
     """Hears what happens in a run, on rank 0. Here it hears and says nothing."""
+
+    def __str__(self) -> str:
+        """What people call it."""
+        return type(self).__name__
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """One line; `step` and `epoch` are among the metrics."""
 
     def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
-        """Every answer of an evaluation.
+        """Every answer of an evaluation; the line of this step follows.
 
         Args:
             step: optimizer steps done.
@@ -40,8 +47,43 @@ class Tracker:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The process ends; `summary` is what summary.json holds, empty for an unfinished run."""
 
+    def abandon(self) -> None:
+        """It failed and will not be told anything more: it lets go of what it holds."""
 
-class Trackers(Tracker):
+
+class Relay(Tracker):
+    """A tracker that passes on whatever it hears by `tell`."""
+
+    def tell(self, what: str, *arguments: Any, **options: Any) -> None:
+        """Passes on a call: the name of one of Tracker's methods, and what it is called with."""
+        raise NotImplementedError
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """See Tracker."""
+        self.tell("log", metrics)
+
+    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
+        """See Tracker."""
+        self.tell("evaluated", step, logits, labels)
+
+    def checkpointed(self, step: int, path: Path, *, best: bool) -> None:
+        """See Tracker."""
+        self.tell("checkpointed", step, path, best=best)
+
+    def warn(self, title: str, text: str) -> None:
+        """See Tracker."""
+        self.tell("warn", title, text)
+
+    def rewind(self, step: int) -> None:
+        """See Tracker."""
+        self.tell("rewind", step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """See Tracker."""
+        self.tell("finish", summary)
+
+
+class Trackers(Relay):
     """Several trackers as one; none at all on ranks other than 0.
 
     One that fails is reported once and not asked again: it may not cost a run.
@@ -50,36 +92,21 @@ class Trackers(Tracker):
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)
 
-    def _tell(self, what: str, *arguments: Any, **options: Any) -> None:
+    def tell(self, what: str, *arguments: Any, **options: Any) -> None:
+        """See Relay."""
         for tracker in list(self._trackers):
             try:
                 getattr(tracker, what)(*arguments, **options)
             except Exception as error:
                 self._trackers.remove(tracker)
-                name = type(tracker).__name__
-                log.warning("%s failed and is left out from now on: %r", name, error)
-
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """See Tracker."""
-        self._tell("log", metrics)
-
-    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
-        """See Tracker."""
-        self._tell("evaluated", step, logits, labels)
-
-    def checkpointed(self, step: int, path: Path, *, best: bool) -> None:
-        """See Tracker."""
-        self._tell("checkpointed", step, path, best=best)
-
-    def warn(self, title: str, text: str) -> None:
-        """See Tracker."""
-        self._tell("warn", title, text)
-
-    def rewind(self, step: int) -> None:
-        """See Tracker."""
-        self._tell("rewind", step)
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                log.warning(
+                    "%s failed and is left out from now on, metrics.jsonl has everything: %s",
+                    tracker,
+                    reason,
+                )
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See Tracker; nothing is told to them afterwards."""
-        self._tell("finish", summary)
+        self.tell("finish", summary)
         self._trackers = []

@@ -1,95 +1,201 @@
 """Weights & Biases: the same names as in metrics.jsonl, one run across resumes."""
 
-import logging
-import os
-import secrets
+from __future__ import annotations
+
+import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dist_train.errors import UserError
-from dist_train.tracking import Tracker
+from torch import Tensor, nn
 
-log = logging.getLogger("dist_train")
+from dist_train.tracking import STOPPED, Tracker
+from dist_train.tracking.answers import Occasions, Subject, pixels
+from dist_train.tracking.wandb_setup import Place, start
 
-Mode = Literal["auto", "online", "offline", "off"]
+if TYPE_CHECKING:
+    import wandb
 
-
-def choose_mode(mode: Mode) -> Literal["online", "offline", "off"]:
-    """What `auto` means here: $WANDB_MODE, else online with a login, else offline.
-
-    Raises:
-        UserError: W&B was asked for and is not installed.
-    """
-    if find_spec("wandb") is None:
-        if mode in ("online", "offline"):
-            raise UserError(
-                f"--tracking.wandb {mode}: wandb is not installed; run launch/setup.sh or use off"
-            )
-        if mode == "auto":
-            log.warning("wandb is not installed: this run is not logged to W&B")
-        return "off"
-    if mode != "auto":
-        return mode
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked in ("disabled", "dryrun", "offline", "online"):
-        return {"disabled": "off", "online": "online"}.get(asked, "offline")  # type: ignore[return-value]
-    logged_in = bool(os.environ.get("WANDB_API_KEY"))
-    if not logged_in:
-        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        logged_in = netrc.exists() and "api.wandb.ai" in netrc.read_text(errors="replace")
-    return "online" if logged_in else "offline"
+EXIT_CODE_STOPPED = 75  # anything but 0 tells W&B a preempted run from a finished one
+SUMMARIES = {"accuracy": "max,last", "loss": "min,last"}
+SECONDS_FOR_A_CHECKPOINT = 60.0
 
 
 class WandB(Tracker):
     """A W&B run whose id is kept in the run's directory, so that a resumed run goes on in it.
 
+    Slow: to be told through `Background`.
+
     Args:
-        folder: the run's directory; W&B's files go below it.
+        folder: the run's directory; W&B's files go below it unless $WANDB_DIR is set.
         config: nested plain values.
+        total_steps: the end.
+        watched: a model whose gradients or parameters are logged as histograms, every so many
+            steps.
+        artifacts: `references` to the final weights and the checkpoints that are left at the end,
+            or `files`, uploads of them all.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        name: str,
-        project: str,
+        place: Place,
         mode: Literal["online", "offline"],
         config: Mapping[str, Any],
+        total_steps: int,
+        subject: Subject,
+        artifacts: Literal["off", "references", "files"] = "off",
+        watched: tuple[nn.Module, Literal["gradients", "parameters", "all"], int] | None = None,
     ) -> None:
-        import wandb  # seconds; not paid by runs without it
-
-        self._mode = mode
-        id_file = folder / "wandb-id"
-        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
-        id_file.write_text(run_id)
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", project),
-            name=name,
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            dir=str(folder),
-            config=dict(config),
-            settings=wandb.Settings(silent=True),
-        )
-        # W&B's own step may not go back after a resume: ours is a metric like any other.
+        self._folder = folder
+        self._subject, self._occasions = subject, Occasions(total_steps)
+        self._artifacts = artifacts
+        self._pending: dict[str, Any] = {}
+        self._exit_code = 1
+        self._run = start(folder, place, mode, config)
+        # W&B's own step may not go back, and it is ours: steps that were logged before a resume
+        # are not logged again. That is noted after each line.
+        self._noted = folder / "wandb-step"
+        self._last_step = int(self._noted.read_text()) if self._noted.exists() else -1
         self._run.define_metric("train/step")
         self._run.define_metric("*", step_metric="train/step")
-        self._run.define_metric("test/accuracy", step_metric="train/step", summary="max,last")
-        self._run.define_metric("test/loss", step_metric="train/step", summary="min,last")
+        for split in ("train", subject.split):
+            for figure, summary in SUMMARIES.items():
+                self._run.define_metric(
+                    f"{split}/{figure}", step_metric="train/step", summary=summary
+                )
+        self._run.define_metric(
+            "perf/images_per_second", step_metric="train/step", summary="max,mean,last"
+        )
+        if watched:
+            model, what, every = watched
+            self._run.watch(model, log=what, log_freq=every)
+        manifest = folder / "manifest.json"
+        if artifacts != "off" and not self._run.offline and manifest.exists():
+            # The manifest holds the checksums of the data: equal data is an equal version.
+            data = self._artifact(config["data"]["dataset"], "dataset", manifest, as_file=True)
+            self._run.use_artifact(data)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """See Tracker."""
-        values = {name: value for name, value in metrics.items() if name != "step"}
-        self._run.log(values | {"train/step": metrics["step"]})
+        step = int(metrics["step"])
+        values = self._pending | {k: v for k, v in metrics.items() if k not in ("step", "time")}
+        self._pending = {}
+        if step > self._last_step:
+            self._run.log(values | {"train/step": step}, step=step, commit=True)
+            self._last_step = step
+            self._noted.write_text(str(step))
+
+    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
+        """See Tracker."""
+        if step <= self._last_step:
+            return
+        self._pending = dict(self._subject.curves(logits, labels))
+        if self._occasions.due(step):
+            self._pending |= self._pictures(logits, labels)
+
+    def _pictures(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        import wandb
+
+        subject, split = self._subject, self._subject.split
+        worst = subject.worst(logits, labels)
+        images = list(subject.images([mistake.row for mistake in worst])) if worst else []
+        mistakes = wandb.Table(columns=["image", "is", "taken for", "confidence", "row"])
+        for image, mistake in zip(images, worst, strict=True):
+            _, label, guess, confidence = mistake
+            mistakes.add_data(wandb.Image(pixels(image)), label, guess, confidence, mistake.row)
+        shares = subject.accuracies(logits, labels)
+        by_class = wandb.Table(columns=["class", "accuracy"], data=[*map(list, shares.items())])
+        counts = subject.confusion(logits, labels).tolist()
+        pairs = [
+            [actual, predicted, count]
+            for actual, row in zip(subject.classes, counts, strict=True)
+            for predicted, count in zip(subject.classes, row, strict=True)
+        ]
+        fields = ("Actual", "Predicted", "nPredictions")
+        return {
+            f"{split}/mistakes": mistakes,
+            f"{split}/accuracy_by_class": wandb.plot.bar(
+                by_class, "class", "accuracy", title=f"{split} accuracy by class"
+            ),
+            f"{split}/confusion": wandb.plot_table(  # as wandb.plot.confusion_matrix makes it
+                "wandb/confusion_matrix/v1",
+                wandb.Table(columns=list(fields), data=pairs),
+                {field: field for field in fields},
+                {"title": f"{split} confusion matrix"},
+            ),
+        }
+
+    def checkpointed(self, step: int, path: Path, *, best: bool) -> None:
+        """See Tracker."""
+        if self._artifacts != "files":
+            return
+        deadline = time.monotonic() + SECONDS_FOR_A_CHECKPOINT
+        while not path.exists() and time.monotonic() < deadline:  # another thread writes it
+            time.sleep(0.05)
+        if path.exists():
+            self._log_artifact("checkpoint", path, best=best, step=step)
+
+    def _log_artifact(self, kind: str, path: Path, *, best: bool, step: int) -> None:
+        aliases = ["latest", f"step-{step}", *(["best"] if best else [])]
+        artifact = self._artifact(f"{kind}-{self._run.id}", kind, path, step=step)
+        self._run.log_artifact(artifact, aliases=aliases)
+
+    def _artifact(
+        self, name: str, kind: str, path: Path, *, as_file: bool = False, **metadata: Any
+    ) -> wandb.Artifact:
+        import wandb
+
+        artifact = wandb.Artifact(name, kind, metadata=metadata)
+        if as_file or self._artifacts == "files":
+            artifact.add_file(str(path), skip_cache=True)
+        else:
+            artifact.add_reference(path.resolve().as_uri())
+        return artifact
+
+    def warn(self, title: str, text: str) -> None:
+        """See Tracker."""
+        if title == STOPPED:
+            self._run.mark_preempting()
+            self._exit_code = EXIT_CODE_STOPPED
+        self._run.alert(title, text, level="WARN")
+
+    def rewind(self, step: int) -> None:
+        """See Tracker."""
+        self._pending = {}
+
+    def abandon(self) -> None:
+        """See Tracker."""
+        import wandb
+
+        wandb.teardown()  # else it would try again to be heard when the process ends
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See Tracker."""
-        self._run.summary.update(dict(summary))
-        folder = self._run.dir
-        self._run.finish()
-        if self._mode == "offline":
-            print(f"W&B: wandb sync {Path(folder).parent}", flush=True)
+        if summary:
+            self._run.summary.update(dict(summary))
+            self._keep_weights(summary)
+        files = Path(self._run.dir).parent
+        offline = self._run.offline
+        try:
+            self._run.finish(exit_code=0 if summary else self._exit_code)
+        except TimeoutError:
+            offline = True
+        if offline:
+            print(f"W&B: wandb sync {files}", flush=True)
+
+    def _keep_weights(self, summary: Mapping[str, Any]) -> None:
+        if self._artifacts == "off":
+            return
+        step, split = summary["steps"], self._subject.split
+        is_best = summary[f"{split}_accuracy"] == summary[f"best_{split}_accuracy"]
+        if self._artifacts == "references":
+            checkpoints = self._folder / "checkpoints"
+            kept = {alias: (checkpoints / alias).resolve() for alias in ("best", "latest")}
+            for alias, path in kept.items():
+                if path.exists():
+                    of_step = int(path.stem.removeprefix("step-"))
+                    best = alias == "best" or path == kept["best"]
+                    self._log_artifact("checkpoint", path, best=best, step=of_step)
+        self._log_artifact("model", self._folder / "model.safetensors", best=is_best, step=step)

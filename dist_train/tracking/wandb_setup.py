@@ -1,0 +1,143 @@
+"""Where a run stands in W&B, and how it is begun there or gone on with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from dist_train.errors import UserError
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger("dist_train")
+
+Mode = Literal["auto", "online", "offline", "off"]
+
+DEFAULT_PROJECT = "dist_train"
+
+
+def choose_mode(mode: Mode) -> Literal["online", "offline", "off"]:
+    """What `auto` means here: $WANDB_MODE, else online with a login, else offline.
+
+    Raises:
+        UserError: W&B was asked for and is not installed.
+    """
+    if find_spec("wandb") is None:
+        if mode in ("online", "offline"):
+            raise UserError(
+                f"--tracking.wandb {mode}: wandb is not installed; run launch/setup.sh or use off"
+            )
+        if mode == "auto":
+            log.warning("wandb is not installed: this run is not logged to W&B")
+        return "off"
+    if mode != "auto":
+        return mode
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    if asked in ("disabled", "dryrun", "offline", "online"):
+        return {"disabled": "off", "online": "online"}.get(asked, "offline")  # type: ignore[return-value]
+    logged_in = bool(os.environ.get("WANDB_API_KEY"))
+    if not logged_in:
+        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+        logged_in = netrc.exists() and host in netrc.read_text(errors="replace").split()
+    return "online" if logged_in else "offline"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a run stands in W&B; what is None is left to W&B's own environment variables."""
+
+    name: str
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    tags: Sequence[str] = ()
+    notes: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Of wandb.init: a flag first, then W&B's variable, then our default."""
+
+        def default(variable: str, value: str | None) -> str | None:
+            return None if os.environ.get(variable) else value
+
+        return {
+            "name": default("WANDB_NAME", self.name),
+            "project": self.project or default("WANDB_PROJECT", DEFAULT_PROJECT),
+            "entity": self.entity,
+            "group": self.group or default("WANDB_RUN_GROUP", array_job()),
+            "job_type": self.job_type or default("WANDB_JOB_TYPE", "train"),
+            "tags": list(self.tags) or None,
+            "notes": self.notes,
+        }
+
+
+def array_job() -> str | None:
+    """The SLURM job array that this process is a task of: its runs belong together."""
+    number = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{os.environ.get('SLURM_JOB_NAME', 'array')}-{number}" if number else None
+
+
+def slurm_job() -> dict[str, str]:
+    """The SLURM job that this process runs in, by the names of SLURM's variables."""
+    names = "JOB_ID JOB_NAME JOB_NODELIST JOB_PARTITION JOB_NUM_NODES ARRAY_JOB_ID ARRAY_TASK_ID"
+    values = {
+        name.lower(): os.environ.get(f"SLURM_{name}") for name in (*names.split(), "RESTART_COUNT")
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def start(
+    folder: Path, place: Place, mode: Literal["online", "offline"], config: Mapping[str, Any]
+) -> wandb.Run:
+    """The run of this directory, new or gone on with; offline when the server is not to be had."""
+    import wandb  # a second; in the thread of `Background`
+
+    id_file = folder / "wandb-id"
+    # `wandb agent` names the id of the run it asks for.
+    given = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    run_id = id_file.read_text().strip() if id_file.exists() else given
+    id_file.write_text(run_id)
+    options: dict[str, Any] = {
+        "silent": True,
+        "git_root": str(Path(__file__).parent),
+        "init_timeout": 30.0,
+        "finish_timeout": 30.0,
+        "finish_timeout_raises": True,
+        "save_code": True,  # with it comes the diff to the commit
+        # On a terminal a live view would fill the log with its every picture.
+        "console": "off" if sys.stdout.isatty() else "wrap",
+    }
+    own = {name: x for name, x in options.items() if f"WANDB_{name.upper()}" not in os.environ}
+
+    def init(mode: str) -> wandb.Run:
+        return wandb.init(
+            **place.arguments(),
+            id=run_id,
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            dir=None if os.environ.get("WANDB_DIR") else str(folder),
+            config=dict(config),
+            settings=wandb.Settings(**own),
+        )
+
+    try:
+        return init(mode)
+    except wandb.Error as error:
+        if mode == "offline":
+            raise
+        reason = str(error).partition("\n")[0]
+        log.warning("W&B cannot be reached, this run is logged offline: %s", reason)
+        with suppress(Exception):
+            wandb.teardown()  # the process that still tries
+        return init("offline")

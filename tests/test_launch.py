@@ -1,0 +1,68 @@
+"""Files in launch/ that W&B reads: a sweep, and a dashboard."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, run
+
+
+def test_the_sweep_starts_runs_that_our_command_line_accepts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb.env
+    import yaml
+    from wandb.wandb_agent import Agent
+
+    sweep = yaml.safe_load((REPOSITORY / "launch" / "sweep.yaml").read_text())
+    # What `wandb agent` runs, but for `accelerate launch`, which shows the config instead.
+    accelerate = tmp_path / "accelerate"
+    accelerate.write_text(
+        f'#!/bin/sh\n[ "$1 $2" = "launch dist_train/main.py" ] || exit 1\nshift 2\n'
+        f'exec {sys.executable} -m dist_train show "$@" > {tmp_path}/shown\n'
+    )
+    accelerate.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    for name in (wandb.env.RUN_ID, wandb.env.SWEEP_PARAM_PATH):
+        monkeypatch.setenv(name, "")
+    agent = Agent(api=None, queue=None)
+    agent._sweep_command = sweep["command"]
+    values = {"optim.learning_rate": 0.05, "train.label_smoothing": 0.1}
+    agent._command_run(
+        {
+            "run_id": "abc",
+            "program": sweep["program"],
+            "args": {name: {"value": value} for name, value in values.items()},
+        }
+    )
+    assert agent._run_processes["abc"].wait() == 0
+    shown = (tmp_path / "shown").read_text().splitlines()
+    found = {line.split()[0]: line.split(maxsplit=2)[1:] for line in shown}
+    for name, value in values.items():
+        assert found[name] == [str(value), "command line"]
+    assert found["data.validation"][0] == "5000"
+    assert set(sweep["parameters"]) <= found.keys()
+    # What it is judged by is what a run with held-out images logs.
+    assert sweep["metric"]["name"] == "validation/best_accuracy"
+
+
+def test_the_dashboard_shows_what_runs_log() -> None:
+    pytest.importorskip("wandb_workspaces")
+    script = str(REPOSITORY / "launch" / "wandb_dashboard.py")
+    done = run(sys.executable, script, "--dry_run", cwd=REPOSITORY)
+    assert done.returncode == 0
+    built = json.loads(done.stdout)
+    text = json.dumps(built["workspace"])
+    assert built["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
+    names = [
+        *("test/accuracy", "train/loss", "perf/images_per_second", "perf/data_wait"),
+        *("perf/train_seconds", "perf/step_seconds_p95", "perf/mfu", "perf/slowest_rank"),
+        *("^rank/.*", "^optim/lr.*", "optim/gradient_norm", "_runtime"),
+    ]
+    for name in names:
+        assert f'"{name}"' in text, name
+    assert "test/mistakes" in json.dumps(built["report"])
