@@ -50,10 +50,10 @@ def fragile(small: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int
     """A run whose loss is no number after the given numbers of steps."""
 
     def configure(breaks_at: set[int]) -> Config:
-        def build(inputs: models.Inputs, widths: tuple[int, ...]) -> nn.Module:
+        def build(inputs: models.Inputs, *_: tuple[int, ...]) -> nn.Module:
             return Fragile(models.build("cnn2", inputs), breaks_at)
 
-        monkeypatch.setitem(models.MODELS, "fragile", (build, ()))
+        monkeypatch.setitem(models.MODELS, "fragile", models.Architecture(build))
         return replace(
             small,
             model=replace(small.model, name="fragile"),  # type: ignore[arg-type]
