@@ -19,7 +19,8 @@ from dist_train.data.batches import Batch
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation, evaluate
-from dist_train.metrics import Clock, Progress, Window, forward_flops
+from dist_train.flops import forward_flops
+from dist_train.metrics import Clock, Progress, Window
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import averaged_copy
 from dist_train.optim.losses import LOSSES

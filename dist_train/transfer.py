@@ -109,9 +109,10 @@ def fit(model: nn.Module, weights: Weights) -> str:
             f"--model.pretrained: {len(misfits)} of {len(wanted)} tensors do not fit this model: "
             f"{', '.join(misfits[:3])}; choose the same --model.name and sizes"
         )
-    model.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    taken = {name: tensor for name, tensor in weights.items() if name in own and name not in new}
+    model.load_state_dict(taken, strict=False)
     unused = [name for name in weights if name not in own]
-    said = f"{len(wanted)} tensors loaded; new: " + ", ".join(f"{k} ({v})" for k, v in new.items())
+    said = f"{len(taken)} tensors loaded; new: " + ", ".join(f"{k} ({v})" for k, v in new.items())
     return said + (f"; left out: {', '.join(unused[:3])}" if unused else "")
 
 

@@ -102,6 +102,58 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(small: Config, optimizer: A
     assert [line["step"] for line in metrics(folder(resumed))] == list(range(1, 17))
 
 
+def test_a_rate_that_looks_at_the_results_goes_on_exactly(small: Config) -> None:
+    small = replace(
+        small,
+        model=ModelConfig(name="mlp", hidden=(16,), dropout=0.25),
+        optim=OptimConfig(learning_rate=0.5, schedule="plateau", patience=0, decay=0.5),
+        train=replace(small.train, epochs=6, loss="mse"),
+        checkpoint=CheckpointConfig(every_steps=27, keep=10),
+    )
+    train(small)
+    rates = [line["optim/lr"] for line in metrics(folder(small))]
+    drops = [step for step in range(1, 48) if rates[step] < rates[step - 1]]
+    assert min(drops) < 27  # so that there is something to remember
+    assert all(step % 8 == 0 and rates[step] == rates[step - 1] / 2 for step in drops)
+    resumed = replace(small, name="resumed")
+    there = folder(resumed) / "checkpoints"
+    there.mkdir(parents=True)
+    shutil.copy(folder(small) / "checkpoints" / "step-000000027.pt", there)
+    shutil.copy(folder(small) / "metrics.jsonl", folder(resumed))
+    train(resumed)
+    assert_same_weights(small, resumed)
+    assert [line["optim/lr"] for line in metrics(folder(resumed))] == rates
+
+
+def test_options_of_model_and_loss_change_what_is_trained(small: Config) -> None:
+    small = replace(small, train=replace(small.train, max_steps=2))
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "activation": {"model": ModelConfig(name="cnn2", activation="tanh")},
+        "dropout": {"model": ModelConfig(name="cnn2", dropout=0.5)},
+        "mse": {"train": replace(small.train, loss="mse")},
+        "bce": {"train": replace(small.train, loss="bce")},
+        "rmsprop": {"optim": OptimConfig(optimizer="rmsprop", learning_rate=0.001)},
+        "nesterov": {"optim": replace(small.optim, nesterov=True)},
+        "no_momentum": {"optim": replace(small.optim, momentum=0.0)},
+    }
+    configs = {name: replace(small, name=name, **change) for name, change in variants.items()}
+    curves = {}
+    for name, config in configs.items():
+        train(config)
+        curves[name] = tuple(losses(config)) + tuple(weights(config)["0.weight"].flatten().tolist())
+    assert len(set(curves.values())) == len(variants)
+    # At the first step ten classes are a guess, whatever the loss.
+    guesses = {"plain": 2.303, "bce": 0.693, "mse": 0.1}
+    for name, guess in guesses.items():
+        assert losses(configs[name])[0] == pytest.approx(guess, rel=0.1), name
+
+
+def test_a_fraction_of_the_labels_makes_shorter_epochs(small: Config) -> None:
+    result = train(replace(small, data=replace(small.data, fraction=0.2)))
+    assert result["steps"] == 4  # 100 images in steps of 64, twice
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     small: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +225,7 @@ CURVES = {
         *("resnet9", "--model.widths", "8,8,8,8", "--model.batch_norm_group", "16"),
         *("--optim.learning_rate", "0.0001"),
     ],
+    "dropout": ["mlp", "--model.dropout", "0.5", "--optim.learning_rate", "0.02"],
     "cutmix": ["cnn2", "--data.cutmix", "1.0", "--optim.learning_rate", "0.02"],
 }
 

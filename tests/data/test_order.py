@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dist_train.data.order import Order, random_bits, split
+from dist_train.data.order import Order, random_bits, some, split
 
 WORLDS = (1, 2, 3, 4, 7)
 
@@ -89,3 +89,13 @@ def test_the_validation_split_is_fixed_and_shares_nothing_with_training() -> Non
     np.testing.assert_array_equal(held_out, split(50_000, 5_000)[1])
     # A larger split contains the smaller one: choices made on it stay clean.
     assert set(split(50_000, 1_000)[1]) <= set(held_out)
+
+
+def test_a_fraction_is_part_of_a_larger_one_and_apart_from_validation() -> None:
+    train, held_out = split(1000, 100)
+    tenth, half = some(train, 0.1), some(train, 0.5)
+    assert (len(tenth), len(half), len(some(train, 1e-6))) == (90, 450, 1)
+    assert set(tenth) < set(half) < set(train)
+    assert not set(half) & set(held_out)
+    assert abs(half.mean() - 500) < 50  # from everywhere
+    np.testing.assert_array_equal(some(train, 1.0), train)

@@ -1,12 +1,16 @@
 """Networks: shapes, and BatchNorm over groups."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from dist_train import models
-from dist_train.config import ModelName
+from dist_train.config import SIMPLE_MODELS, ModelName
 from dist_train.errors import UserError
+from dist_train.flops import forward_flops
+from dist_train.models.layers import ACTIVATIONS, Dropout, dropouts
 from dist_train.models.norm import BatchNorm, grouped_norms
 from dist_train.models.whitened import whitening_convolution
 
@@ -42,7 +46,16 @@ def test_every_model_maps_images_to_logits_and_learns(
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("lenet", 62_006), ("resnet18", 11_173_962), ("resnet9", 6_573_130)]
+    ("name", "parameters"),
+    [
+        ("lenet", 62_006),
+        ("mlp", 3072 * 64 + 64 + 64 * 64 + 64 + 650),
+        ("resnet9", 6_573_130),
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+        ("wide_resnet28_10", 36_479_194),
+    ],
 )
 def test_well_known_models_have_their_well_known_size(name: str, parameters: int) -> None:
     model = models.build(name, inputs())
@@ -53,6 +66,62 @@ def test_widths_must_fit_the_architecture() -> None:
     assert models.build("cnn2", inputs(), (4, 8))(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     with pytest.raises(UserError, match=r"--model.widths 4,8,16: cnn2 takes 2 widths"):
         models.build("cnn2", inputs(), (4, 8, 16))
+
+
+def test_hidden_layers_are_any_number() -> None:
+    network = models.build("mlp", inputs((28, 28, 1)), hidden=(500, 300))
+    assert [m.out_features for m in network.modules() if isinstance(m, nn.Linear)] == [500, 300, 10]
+    cnn = models.build("cnn2", inputs(), hidden=(8, 8, 8))
+    assert cnn(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    with pytest.raises(UserError, match=r"--model.hidden 8: resnet18 has no such layers"):
+        models.build("resnet18", inputs(), hidden=(8,))
+
+
+@pytest.mark.parametrize("name", SIMPLE_MODELS)
+def test_every_simple_model_takes_every_activation_and_dropout(name: str) -> None:
+    plain = models.build(name, inputs())
+    for activation, layer in ACTIVATIONS.items():
+        network = models.build(name, replace(inputs(), activation=activation, dropout=0.5))
+        kind = type(layer())
+        assert any(isinstance(m, kind) for m in network.modules()), activation
+        if activation != "relu":
+            assert not any(isinstance(m, nn.ReLU) for m in network.modules())
+        assert len(dropouts(network)) == len(models.MODELS[name].hidden)
+        # The names of the weights are the same, with every option.
+        assert network.state_dict().keys() == plain.state_dict().keys()
+    assert not dropouts(plain)
+
+
+def test_cells_of_the_recurrent_network_and_what_they_cost() -> None:
+    flops = {}
+    for cell, kind, gates in (("lstm", nn.LSTM, 4), ("gru", nn.GRU, 3)):
+        network = models.build("rnn", replace(inputs((28, 28, 1)), cell=cell))
+        assert isinstance(network.cell, kind)
+        flops[cell] = forward_flops(network, (28, 28, 1))
+        head = 2 * (128 * 64 + 64 * 10)
+        assert flops[cell] == 28 * 2 * gates * 128 * (28 + 128) + head
+
+
+def test_dropout_is_a_function_of_the_sample() -> None:
+    layer, other_layer = Dropout(0.25), Dropout(0.25, layer=1)
+    keys = torch.randint(0, 2**24, (2000,), generator=torch.Generator().manual_seed(0)).float()
+    x = torch.ones(2000, 256)
+    layer.keys = other_layer.keys = keys
+    out = layer(x)
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert (out == 0).float().mean().item() == pytest.approx(0.25, abs=0.003)
+    # Five standard deviations: neither units nor samples nor layers know of each other.
+    dropped, other = (out == 0).double() - 0.25, (other_layer(x) == 0).double() - 0.25
+    spread = 0.25 * 0.75
+    assert (dropped.T @ dropped / 2000 / spread - torch.eye(256)).abs().max() < 0.16
+    assert (dropped @ dropped.T / 256 / spread)[0, 1:].abs().max() < 5 / 16
+    assert (dropped.T @ other / 2000 / spread).abs().max() < 5 / 2000**0.5 * 1.1
+    # Any part of a batch, in any order, is treated as in the whole.
+    layer.keys = keys[100:200].flip(0)
+    assert torch.equal(layer(x[:100]), out[100:200].flip(0))
+    assert torch.equal(layer.eval()(x), x)
+    with pytest.raises(RuntimeError, match="keys"):
+        Dropout(0.5)(x)
 
 
 def test_whitening_makes_patches_uncorrelated() -> None:

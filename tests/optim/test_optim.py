@@ -1,14 +1,16 @@
 """Optimizers, their parameter groups, and schedules."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from dist_train import optim
+from dist_train.optim.losses import LOSSES
 from dist_train.optim.muon import Muon, orthogonalize
-from dist_train.optim.schedules import factor
+from dist_train.optim.schedules import factor, reduce_on_plateau
 
 
 def model() -> nn.Module:
@@ -18,7 +20,7 @@ def model() -> nn.Module:
     )
 
 
-def built(network: nn.Module, optimizer: object) -> list[torch.optim.Optimizer]:
+def built(network: nn.Module, optimizer: object, **more: Any) -> list[torch.optim.Optimizer]:
     return optim.build(
         network,
         optimizer=optimizer,  # type: ignore[arg-type]
@@ -29,10 +31,11 @@ def built(network: nn.Module, optimizer: object) -> list[torch.optim.Optimizer]:
         weight_decay=0.01,
         muon_learning_rate=0.05,
         muon_momentum=0.6,
+        **more,
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_every_trained_parameter_is_in_one_group(optimizer: str) -> None:
     network = model()
     frozen = network[0].bias  # type: ignore[index]
@@ -42,7 +45,7 @@ def test_every_trained_parameter_is_in_one_group(optimizer: str) -> None:
     assert sorted(seen) == sorted(id(p) for p in network.parameters() if p is not frozen)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_weights_decay_and_biases_do_not(optimizer: str) -> None:
     for group in (g for o in built(model(), optimizer) for g in o.param_groups):
         dimensions = {parameter.ndim for parameter in group["params"]}
@@ -84,7 +87,7 @@ def test_muon_does_the_same_for_a_stack_as_for_each_filter_alone() -> None:
         assert a.norm().item() == pytest.approx(math.sqrt(8), rel=0.5)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_every_optimizer_lowers_the_loss(optimizer: str) -> None:
     network = model()
     optimizers = built(network, optimizer)
@@ -102,6 +105,50 @@ def test_every_optimizer_lowers_the_loss(optimizer: str) -> None:
     assert losses[-1] < losses[0] / 2
 
 
+def test_a_rate_falls_when_the_loss_does_not() -> None:
+    groups: list[dict[str, Any]] = [{"peak_lr": 1.0}, {"peak_lr": 2.0}]
+    rates = []
+    for loss in (3.0, 2.0, 2.5, 2.0, 2.1, 1.9, 2.0, math.nan, 2.0, 2.0, 2.0, 2.0):
+        reduce_on_plateau(groups, loss, decay=0.5, patience=2)
+        rates.append(groups[0]["peak_lr"])
+    assert rates == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
+    assert groups[1]["peak_lr"] == 0.25
+
+
+def test_the_backbone_has_a_rate_of_its_own() -> None:
+    network = model()
+    for optimizer in ("sgd", "muon"):
+        optimizers = built(network, optimizer, backbone_factor=0.5, head=("4.weight", "4.bias"))
+        rates = {
+            id(p): group["peak_lr"]
+            for each in optimizers
+            for group in each.param_groups
+            for p in group["params"]
+        }
+        of_name = {name: rates[id(p)] for name, p in network.named_parameters()}
+        filters = 0.025 if optimizer == "muon" else 0.05
+        expected = {"0.weight": filters, "0.bias": 0.01, "1.weight": 0.01, "1.bias": 0.01}
+        assert of_name == pytest.approx({**expected, "4.weight": 0.1, "4.bias": 0.02})
+
+
+def test_losses_are_those_of_their_formulas() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    for smoothing in (0.0, 0.2):
+        target = torch.full((6, 4), smoothing / 4)
+        target[torch.arange(6), labels] += 1 - smoothing
+        probability = torch.sigmoid(logits)
+        expected = {
+            "cross_entropy": -(target * logits.log_softmax(1)).sum(1),
+            "mse": ((logits - target) ** 2).mean(1),
+            "bce": -(target * probability.log() + (1 - target) * (1 - probability).log()).mean(1),
+        }
+        assert expected.keys() == LOSSES.keys()
+        for name, loss in LOSSES.items():
+            torch.testing.assert_close(loss(logits, labels, smoothing), expected[name])
+
+
 def test_schedules_at_their_landmarks() -> None:
     def at(step: int, schedule: str, **options: float) -> float:
         return factor(step, 100, schedule=schedule, **options)  # type: ignore[arg-type]
@@ -111,6 +158,20 @@ def test_schedules_at_their_landmarks() -> None:
     assert at(100, "linear", final=0.1) == pytest.approx(0.1)
     assert [at(s, "cosine") for s in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
     assert at(75, "cosine", final=0.2) == pytest.approx(0.2 + 0.8 * (1 - math.cos(math.pi / 4)) / 2)
+    assert at(99, "exponential") == pytest.approx(0.01**0.99)
+    assert at(51, "exponential") / at(50, "exponential") == pytest.approx(0.01**0.01)
+    steps = [at(s, "step", milestones=(0.5, 0.75), decay=0.2) for s in (0, 49, 50, 74, 75, 99)]
+    assert steps == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
+    assert at(80, "plateau") == 1
+    for schedule, half in (("triangle", 0.5), ("one_cycle", 0.5)):
+        curve = [at(s, schedule, start=0.2, final=0.07) for s in range(101)]
+        assert curve.index(max(curve)) == 30  # unless told otherwise
+        assert max(curve) == 1
+        assert curve[0] == pytest.approx(0.2, abs=0.03)
+        assert curve[15] == pytest.approx(0.2 + 0.8 * half, abs=0.05)
+        assert curve[65] == pytest.approx(0.07 + 0.93 * half)
+        assert curve[100] == pytest.approx(0.07)
+    assert at(5, "one_cycle") < at(5, "triangle")
     warm = [at(s, "cosine", warmup=0.1) for s in range(12)]
     assert warm[:10] == pytest.approx([(s + 1) / 11 for s in range(10)])
     assert warm[10] == max(warm) == 1

@@ -1,0 +1,63 @@
+"""How many floating-point operations a network needs, and how many a device can do."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of one image's forward pass (a multiply-add counts as two)."""
+    height, width, channels = image_shape
+    device = next(model.parameters()).device
+    was_training = model.training
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, channels, height, width, device=device))
+    model.train(was_training)
+    return int(counter.get_total_flops())
+
+
+def recurrent_flops(inputs: Sequence[int], *more: Any, **_: Any) -> int:
+    """Of torch's fused recurrent kernels, of which its counter does not know.
+
+    Args:
+        inputs: shape (steps, N, features).
+        more: shapes of the weights, one after the other or in a list, and other arguments.
+    """
+    weights = more[0] if isinstance(more[0][0], Sequence) else more[:2]
+    per_step: int = sum(prod(shape) for shape in weights if len(shape) == 2)
+    return 2 * inputs[0] * inputs[1] * per_step
+
+
+FUSED = dict.fromkeys((torch.ops.aten.mkldnn_rnn_layer, torch.ops.aten._cudnn_rnn), recurrent_flops)
+
+
+# Floating-point operations of forward and backward, as a multiple of forward's.
+TRAINING_FLOPS = 3
+
+# Dense matrix multiplication, in 10^12 operations a second: (bf16 and fp16, fp32 by way of TF32
+# where the device has it). Source: NVIDIA's data sheets; the longest name that fits counts.
+PEAKS = {
+    "NVIDIA B200": (2250.0, 1125.0),
+    "NVIDIA H200": (989.4, 494.7),
+    "NVIDIA H100": (989.4, 494.7),
+    "NVIDIA H100 PCIe": (756.0, 378.0),
+    "NVIDIA H100 NVL": (835.5, 417.5),
+    "NVIDIA A100": (312.0, 156.0),
+    "NVIDIA L40S": (362.0, 183.0),
+    "NVIDIA L4": (121.0, 60.0),
+    "Tesla V100": (125.0, 15.7),
+    "Tesla T4": (65.0, 8.1),
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The most operations a second the device can do; None where that is not known."""
+    fitting = [name for name in PEAKS if f"{device_name} -".startswith((f"{name} ", f"{name}-"))]
+    if not fitting:
+        return None
+    half, single = PEAKS[max(fitting, key=len)]
+    return (single if precision == "fp32" else half) * 1e12
