@@ -83,10 +83,15 @@ class Run:
         return max(path.stat().st_mtime for path in paths if path.exists())
 
     @property
+    def seen(self) -> float:
+        """The last sign of life, in seconds since 1970: of the last line, else of the files."""
+        last = self.lines[-1].get("time") if self.lines else None
+        return last if is_number(last) else self.changed
+
+    @property
     def when(self) -> str:
         """Date and time of the last sign of life."""
-        times = [line["time"] for line in self.lines[-1:] if is_number(line.get("time"))]
-        return f"{datetime.fromtimestamp(times[0] if times else self.changed):%Y-%m-%d %H:%M}"
+        return f"{datetime.fromtimestamp(self.seen):%Y-%m-%d %H:%M}"
 
     @property
     def split(self) -> str:
@@ -200,7 +205,7 @@ def find_runs(folder: Path) -> list[Run]:
     found = [path for path in folder.iterdir() if is_run(path)]
     if not found:
         raise UserError(f"{folder} holds no runs; `dist-train train` makes one in runs/")
-    return sorted((read_run(path) for path in found), key=lambda run: run.when)
+    return sorted((read_run(path) for path in found), key=lambda run: run.seen)
 
 
 def read_object(path: Path, notes: list[str], *, expected: bool = True) -> dict[str, Any]:
