@@ -132,7 +132,7 @@ def start(
         )
 
     try:
-        return init(mode)
+        return quiet(init(mode))
     except wandb.Error as error:
         if mode == "offline":
             raise
@@ -140,4 +140,11 @@ def start(
         log.warning("W&B cannot be reached, this run is logged offline: %s", reason)
         with suppress(Exception):
             wandb.teardown()  # the process that still tries
-        return init("offline")
+        return quiet(init("offline"))
+
+
+def quiet(run: wandb.Run) -> wandb.Run:
+    """The same run; what W&B cannot write to its debug.log, on a full disk, is let go."""
+    for handler in logging.getLogger("wandb").handlers:
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
+    return run
