@@ -106,7 +106,9 @@ def test_a_rate_that_looks_at_the_results_goes_on_exactly(small: Config) -> None
     small = replace(
         small,
         model=ModelConfig(name="mlp", hidden=(16,), dropout=0.25),
-        optim=OptimConfig(learning_rate=0.5, schedule="plateau", patience=0, decay=0.5),
+        optim=OptimConfig(
+            optimizer="adam", learning_rate=0.05, schedule="plateau", patience=0, decay=0.5
+        ),
         train=replace(small.train, epochs=6, loss="mse"),
         checkpoint=CheckpointConfig(every_steps=27, keep=10),
     )
@@ -225,8 +227,10 @@ CURVES = {
         *("resnet9", "--model.widths", "8,8,8,8", "--model.batch_norm_group", "16"),
         *("--optim.learning_rate", "0.0001"),
     ],
-    "dropout": ["mlp", "--model.dropout", "0.5", "--optim.learning_rate", "0.02"],
-    "cutmix": ["cnn2", "--data.cutmix", "1.0", "--optim.learning_rate", "0.02"],
+    "cutmix_and_dropout": [
+        *("cnn2", "--data.cutmix", "1.0", "--model.dropout", "0.5"),
+        *("--optim.learning_rate", "0.02"),
+    ],
 }
 
 
