@@ -20,7 +20,9 @@ RATIOS = {
     "loader": {
         "stream_vs_ffcv_raw",
         "stream_vs_torchvision",
+        "stream_vs_torchvision_eager",
         "augmented_vs_ffcv_augmented",
+        "augmented_vs_ffcv_augmented_eager",
         "first_batch_seconds",
     },
     "overhead": {"loop_vs_bare_resnet9", "loop_vs_bare_lenet"},
