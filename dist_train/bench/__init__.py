@@ -18,6 +18,8 @@ TARGETS = {
     "stream_vs_ffcv_raw": ">= 0.80",
     "stream_vs_torchvision": ">= 50",
     "augmented_vs_ffcv_augmented": ">= 4",
+    "stream_vs_torchvision_eager": "",
+    "augmented_vs_ffcv_augmented_eager": "",
     "first_batch_seconds": "",
     "loop_vs_bare_resnet9": "<= 1.03",
     "loop_vs_bare_lenet": "<= 1.10",
