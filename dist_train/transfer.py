@@ -112,7 +112,7 @@ def fit(model: nn.Module, weights: Weights) -> str:
     taken = {name: tensor for name, tensor in weights.items() if name in own and name not in new}
     model.load_state_dict(taken, strict=False)
     unused = [name for name in weights if name not in own]
-    said = f"{len(taken)} tensors loaded; new: " + ", ".join(f"{k} ({v})" for k, v in new.items())
+    said = f"{len(taken)} tensors loaded; new: " + ", ".join(f"{k} ({v})" for k, v in sorted(new.items()))
     return said + (f"; left out: {', '.join(unused[:3])}" if unused else "")
 
 

@@ -72,7 +72,7 @@ def test_we_and_ffcv_deliver_batches(cache: Path) -> None:
         prepared = prepare_dataset(data)
         contestants = decoders(data, prepared, here, resources)
         contestants |= augmenters(data, prepared, here, resources)
-        for name in ("stream", "ffcv_raw", "stream_crop_flip", "stream_augmented_eager"):
+        for name in ("stream", "ffcv_raw", "stream_crop_flip_eager", "stream_augmented_eager"):
             what, rate = contestants[name]
             assert what
             assert 0 < rate(0.01) < math.inf
