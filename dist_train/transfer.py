@@ -112,7 +112,8 @@ def fit(model: nn.Module, weights: Weights) -> str:
     taken = {name: tensor for name, tensor in weights.items() if name in own and name not in new}
     model.load_state_dict(taken, strict=False)
     unused = [name for name in weights if name not in own]
-    said = f"{len(taken)} tensors loaded; new: " + ", ".join(f"{k} ({v})" for k, v in sorted(new.items()))
+    made = ", ".join(f"{name} ({why})" for name, why in sorted(new.items()))
+    said = f"{len(taken)} tensors loaded; new: {made}"
     return said + (f"; left out: {', '.join(unused[:3])}" if unused else "")
 
 
