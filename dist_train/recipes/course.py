@@ -6,7 +6,10 @@ from dist_train.config import Config, DataConfig, ModelConfig, ModelName, OptimC
 
 
 def lenet() -> Config:
-    """PyTorch's CIFAR-10 tutorial, to the letter: batch 4, SGD at 0.001, 2 epochs."""
+    """PyTorch's CIFAR-10 tutorial, to the letter: batch 4, SGD at 0.001, 2 epochs.
+
+    53.1 % test accuracy (one seed, bf16); 52 s of training while other work was running.
+    """
     return Config(
         data=DataConfig(batch_size=4, normalize="half"),
         model=ModelConfig(name="lenet"),
@@ -16,7 +19,12 @@ def lenet() -> Config:
 
 
 def lenet_fast() -> Config:
-    """The same network, as good, in a twentieth of the tutorial's time."""
+    """The tutorial's network in less time: batch 64, Adam, one cycle of the learning rate.
+
+    56.5 % test accuracy (one seed, bf16); 9 s of training, in the sitting in which `lenet` took 52:
+    about a sixth of its time. A twentieth, which was wanted, was not reached; an epoch instead of
+    two gave 49-50 %.
+    """
     return Config(
         data=DataConfig(batch_size=64, normalize="half"),
         model=ModelConfig(name="lenet"),
@@ -51,7 +59,10 @@ def cnn4() -> Config:
 
 
 def mnist_mlp() -> Config:
-    """MNIST with two hidden layers of 64 and ReLU: Adam, batch 32, 5 epochs."""
+    """MNIST with two hidden layers of 64 and ReLU: Adam, batch 32, 5 epochs.
+
+    Time and accuracy of the MNIST recipes: not measured.
+    """
     return Config(
         data=DataConfig(dataset="mnist", batch_size=32),
         model=ModelConfig(name="mlp", hidden=(64, 64)),

@@ -1,7 +1,8 @@
 """Transfer learning: from a network trained on one data set to another data set.
 
 Both begin from `runs/quickstart`, which `dist-train train quickstart --name quickstart` makes;
-`--model.pretrained` names another run, a file, or torchvision.
+`--model.pretrained` names another run, a file, or torchvision. Gain over training from scratch: not
+measured.
 """
 
 from dataclasses import replace
