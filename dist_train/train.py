@@ -58,6 +58,7 @@ def train(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         finished = here.on_main(lambda: runs.open_folder(folder, config))
         if finished:
             here.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
+            here.barrier()  # a rank that leaves while others still arrive can take them down
             return finished
         trainer = Trainer(config, folder, here, clock)
         if dry_run:

@@ -24,7 +24,8 @@ RUN = [
     *("--checkpoint.every_steps", "10", "--runtime.timeout_seconds", "20"),
 ]
 STEPS = 40 * 7
-KILLS, SEED = 30, 0
+# For each of the three victims; 10 where there is time, as there is not after each change.
+KILLS = int(os.environ.get("DIST_TRAIN_TEST_KILLS", "5"))
 
 
 class Job:
@@ -111,17 +112,20 @@ def assert_same_end(run_folder: Path, expected: Path) -> None:
     assert summary(run_folder)["test_accuracy"] == summary(expected)["test_accuracy"]
 
 
-def test_killed_at_any_instant(tmp_path: Path, uninterrupted: Path, nothing_left: None) -> None:
-    """Rank 0, rank 1 or all are killed, during start-up, conversion, training, the last write."""
-    chance = random.Random(SEED)
+@pytest.mark.parametrize("victim", ["0", "1", "all"])
+def test_killed_at_any_instant(
+    victim: str, tmp_path: Path, uninterrupted: Path, nothing_left: None
+) -> None:
+    """During start-up, conversion, training, evaluation, the last write."""
+    chance = random.Random(victim)
     longest = summary(uninterrupted)["seconds"]["total"] + 3  # and the launcher's start
     kills = finished = 0
     while kills < KILLS:
         folder = tmp_path / str(finished)
         folder.mkdir(exist_ok=True)
         job = launch(folder, *RUN, "--data.cache", "cache")
-        victim, instant = chance.choice(["0", "1", "all"]), chance.uniform(0, longest)
-        print(f"kill {kills}: {victim} after {instant:.2f} s")
+        instant = chance.uniform(0, longest)
+        print(f"kill {kills} after {instant:.2f} s")
         try:
             job.process.wait(instant)
         except psutil.TimeoutExpired:
@@ -134,6 +138,7 @@ def test_killed_at_any_instant(tmp_path: Path, uninterrupted: Path, nothing_left
                 job.kill()
         else:
             assert job.process.returncode == 0, job.said()
+        if (folder / "runs" / "run" / "summary.json").exists():
             assert_same_end(folder / "runs" / "run", uninterrupted)
             finished += 1
     folder = tmp_path / str(finished)
