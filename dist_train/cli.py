@@ -208,8 +208,9 @@ def sweep(arguments: Sequence[str]) -> None:
     how.add_argument("--slurm", action="store_true", help="submit one job array instead")
     own, rest = parser.parse_known_args(arguments)
     for name in ("seeds", "sample", "parallel"):
-        if (getattr(own, name) or 1) < 1 or getattr(own, name) == 0:
-            raise UserError(f"--{name} {getattr(own, name)}: expected 1 or more")
+        value = getattr(own, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected 1 or more")
     from dist_train.sweep import sweep as run
 
     run(rest, seeds=own.seeds, sample=own.sample, parallel=own.parallel, slurm=own.slurm)

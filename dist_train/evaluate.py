@@ -36,13 +36,6 @@ class Evaluation:
         """Mean cross-entropy."""
         return F.cross_entropy(self.logits.double(), self.labels).item()
 
-    @cached_property
-    def confusion(self) -> Tensor:
-        """Images of each class (row) that were taken for each class (column): int64 (C, C)."""
-        classes = self.logits.shape[1]
-        pairs = self.labels * classes + self.logits.argmax(1)
-        return pairs.bincount(minlength=classes**2).view(classes, classes)
-
 
 @torch.inference_mode()
 def evaluate(

@@ -119,6 +119,7 @@ class Trainer:
         here.compile(self.objective)
 
         self.steps_per_epoch = self.batches.order.steps_per_epoch
+        self.eval_steps = config.train.eval_every * self.steps_per_epoch
         total_steps = max(1, round(config.train.epochs * self.steps_per_epoch))
         self.total_steps = min(total_steps, config.train.max_steps or total_steps)
         self.sizes = build.image_sizes(config.data, manifest.image_shape[0], self.total_steps)
@@ -212,12 +213,11 @@ class Trainer:
             NotFinite: before anything is kept of a model that is spoilt.
             Preempted: the run was asked to stop, and is saved.
         """
-        settings, last = self.config.train, self.step == self.total_steps
-        eval_steps = settings.eval_every * self.steps_per_epoch
-        save_steps = self.config.checkpoint.every_steps or eval_steps
+        last = self.step == self.total_steps
+        save_steps = self.config.checkpoint.every_steps or self.eval_steps
         decision = asked()
         stop = decision.stop and not last
-        eval_due = last or is_due(self.step, eval_steps)
+        eval_due = last or is_due(self.step, self.eval_steps)
         log_due = self.is_logged(self.step)
         save_due = last or stop or decision.save or is_due(self.step, save_steps)
         improved = False
@@ -263,11 +263,8 @@ class Trainer:
 
     def is_logged(self, step: int) -> bool:
         """Whether there is a line of metrics after so many steps: also with each evaluation."""
-        settings = self.config.train
-        eval_steps = settings.eval_every * self.steps_per_epoch
-        return (
-            step == self.total_steps or is_due(step, eval_steps) or is_due(step, settings.log_every)
-        )
+        every = (self.eval_steps, self.config.train.log_every)
+        return step == self.total_steps or any(is_due(step, steps) for steps in every)
 
     def check_finite(self, window: Window, *, weights_too: bool) -> None:
         """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
@@ -306,8 +303,9 @@ class Trainer:
         """The model, or the average of its weights, on the images a run is judged by."""
         self.here.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
-            for model in (self.model, self.judged_model):
-                self.here.average_buffers(model)
+            self.here.average_buffers(self.model)
+            if self.averaged is not None:
+                self.here.average_buffers(self.averaged.module)
             judged = self.judged_model
             return evaluate(judged, self.augment, self.judge, self.here, size=size, tta=tta)
 
@@ -430,7 +428,10 @@ def update(
     if gradient_clip or with_norm:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip or float("inf"))
+        trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if gradient_clip:
+            nn.utils.clip_grads_with_norm_(trained, gradient_clip, norm)
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()

@@ -75,7 +75,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the run is not finished, or the file is damaged.
     """
-    path = folder / "summary.json"
-    if not path.exists():
+    summary, path = runs.read_summary(folder), folder / "summary.json"
+    if summary is None:
         raise UserError(f"{folder} is not finished: expected {path}; run the same command again")
-    return runs.read_json(path)
+    return summary

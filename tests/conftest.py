@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -154,3 +157,21 @@ def losses(config: Config) -> list[float]:
 
 def weights(config: Config) -> dict[str, Tensor]:
     return load_file(folder(config) / "model.safetensors")
+
+
+def assert_same_weights(a: Config, b: Config) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def cut_after(config: Config, *, step: int) -> Config:
+    """A copy of a finished run, as if it had been killed with this step's checkpoint the newest."""
+    cut = replace(config, name="resumed")
+    shutil.copytree(folder(config), folder(cut))
+    (folder(cut) / "summary.json").unlink()
+    for path in (folder(cut) / "checkpoints").glob("step-*"):
+        if path.stem != f"step-{step:09d}":
+            path.unlink()
+    return cut

@@ -15,14 +15,18 @@ from dist_train.config import CheckpointConfig, Config, DataConfig
 from dist_train.errors import UserError
 from dist_train.preemption import Preempted
 from dist_train.train import train
-from tests.conftest import SMALL, dist_train, folder, losses, metrics, summary, torchrun, weights
-
-
-def assert_same_weights(a: Config, b: Config) -> None:
-    first, second = weights(a), weights(b)
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
+from tests.conftest import (
+    SMALL,
+    assert_same_weights,
+    cut_after,
+    dist_train,
+    folder,
+    losses,
+    metrics,
+    summary,
+    torchrun,
+    weights,
+)
 
 # Losses that are no numbers
 
@@ -101,12 +105,7 @@ def test_lines_of_metrics_do_not_show_where_a_run_was_cut(small: Config) -> None
         checkpoint=CheckpointConfig(every_steps=5, keep=10),
     )
     train(small)
-    resumed = replace(small, name="resumed")
-    shutil.copytree(folder(small), folder(resumed))
-    (folder(resumed) / "summary.json").unlink()
-    for path in (folder(resumed) / "checkpoints").glob("step-*"):
-        if path.stem != "step-000000005":
-            path.unlink()
+    resumed = cut_after(small, step=5)
     assert train(resumed)["resumed_from_step"] == [5]
     assert losses(resumed) == losses(small)
     assert_same_weights(small, resumed)

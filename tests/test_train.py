@@ -23,6 +23,8 @@ from dist_train.train import train
 from tests.conftest import (
     REPOSITORY,
     SMALL,
+    assert_same_weights,
+    cut_after,
     dist_train,
     folder,
     losses,
@@ -34,13 +36,6 @@ from tests.conftest import (
 )
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
-
-
-def assert_same_weights(a: Config, b: Config) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 def test_a_run_leaves_its_whole_story_in_its_directory(small: Config) -> None:
@@ -90,12 +85,7 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(small: Config, optimizer: A
         checkpoint=CheckpointConfig(every_steps=5, keep=10),
     )
     train(small)
-    resumed = replace(small, name="resumed")
-    shutil.copytree(folder(small), folder(resumed))
-    (folder(resumed) / "summary.json").unlink()
-    for path in (folder(resumed) / "checkpoints").glob("step-*"):
-        if path.stem != "step-000000005":
-            path.unlink()
+    resumed = cut_after(small, step=5)
     result = train(resumed)
     assert result["resumed_from_step"] == [5]
     assert_same_weights(small, resumed)

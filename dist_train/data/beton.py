@@ -49,15 +49,13 @@ def read_labels(path: Path) -> Int64:
     return np.ascontiguousarray(_read_records(path)[0]["label"], dtype=np.int64)
 
 
-def read_images(path: Path, count: int | None = None, *, ids: Int64 | None = None) -> UInt8:
+def read_images(path: Path, count: int | None = None) -> UInt8:
     """The first `count` (all) images of a raw file, uint8 (N, H, W, C), in memory of their own.
-
-    With `ids`, the images of these numbers, in that order.
 
     Raises UserError when the file is damaged or holds JPEG.
     """
     records, arguments = _read_records(path)
-    records = records[:count] if ids is None else records[ids]
+    records = records[:count]
     if records.dtype == _IMAGE_RECORD:
         image = records["image"]
         if np.any(image["mode"] != _RAW):

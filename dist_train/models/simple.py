@@ -1,6 +1,7 @@
 """The networks of a beginner's text: fully connected, convolutional, recurrent."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
@@ -44,14 +45,14 @@ def cnn(
         hidden: units of each hidden layer behind them.
         activation, dropout: see layers.fully_connected.
     """
-    height, width, channels = image_shape
-    layers: list[nn.Module] = []
-    for out_channels in widths:
-        conv = nn.Conv2d(channels, out_channels, 3, padding=1)
-        layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
-        channels, height, width = out_channels, height // 2, width // 2
-    head = fully_connected(channels * height * width, hidden, num_classes, activation, dropout)
-    return nn.Sequential(*layers, nn.Flatten(), *head)
+    head = partial(
+        fully_connected,
+        hidden=hidden,
+        num_classes=num_classes,
+        activation=activation,
+        dropout=dropout,
+    )
+    return convolutional(image_shape, widths, activation, head, kernel=3, padding=1)
 
 
 def lenet(
@@ -71,14 +72,40 @@ def lenet(
         hidden: units of each hidden layer behind them.
         activation, dropout: see layers.fully_connected.
     """
+    head = partial(
+        fully_connected,
+        hidden=hidden,
+        num_classes=num_classes,
+        activation=activation,
+        dropout=dropout,
+    )
+    return convolutional(image_shape, widths, activation, head, kernel=5, padding=0)
+
+
+def convolutional(
+    image_shape: Sequence[int],
+    widths: Sequence[int],
+    activation: str,
+    head: Callable[[int], Sequence[nn.Module]],
+    *,
+    kernel: int,
+    padding: int,
+) -> nn.Module:
+    """Convolution, activation and max-pool for each of `widths`, then what `head` makes.
+
+    Args:
+        image_shape: (H, W, C).
+        head: the layers behind, for their number of inputs.
+        kernel, padding: of the convolutions, in pixels.
+    """
     height, width, channels = image_shape
     layers: list[nn.Module] = []
+    lost = kernel - 1 - 2 * padding
     for out_channels in widths:
-        conv = nn.Conv2d(channels, out_channels, 5)
+        conv = nn.Conv2d(channels, out_channels, kernel, padding=padding)
         layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
-        channels, height, width = out_channels, (height - 4) // 2, (width - 4) // 2
-    head = fully_connected(channels * height * width, hidden, num_classes, activation, dropout)
-    return nn.Sequential(*layers, nn.Flatten(), *head)
+        channels, height, width = out_channels, (height - lost) // 2, (width - lost) // 2
+    return nn.Sequential(*layers, nn.Flatten(), *head(channels * height * width))
 
 
 class RNN(nn.Module):

@@ -109,7 +109,7 @@ def judged_images(run: Run, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         raise UserError(f"{path} is not there any more")
     if path.stat().st_size != size:
         raise UserError(f"{path} holds other data than the run saw")
-    return beton.read_images(path, ids=ids)
+    return beton.read_some(path, ids)
 
 
 def class_names(run: Run, count: int) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from dist_train.preemption import EXIT_CODE
 from dist_train.tracking import STOPPED, Tracker
 from dist_train.tracking.answers import Occasions, Subject, pixels
 from dist_train.tracking.wandb_setup import Place, start
@@ -16,7 +17,6 @@ from dist_train.tracking.wandb_setup import Place, start
 if TYPE_CHECKING:
     import wandb
 
-EXIT_CODE_STOPPED = 75  # anything but 0 tells W&B a preempted run from a finished one
 SUMMARIES = {"accuracy": "max,last", "loss": "min,last"}
 SECONDS_FOR_A_CHECKPOINT = 60.0
 
@@ -158,7 +158,7 @@ class WandB(Tracker):
         """See Tracker."""
         if title == STOPPED:
             self._run.mark_preempting()
-            self._exit_code = EXIT_CODE_STOPPED
+            self._exit_code = EXIT_CODE  # anything but 0 tells it from a finished one
         self._run.alert(title, text, level="WARN")
 
     def rewind(self, step: int) -> None:
