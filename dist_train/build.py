@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_train import models, optim, runs, transfer
+from dist_train import models, optim, transfer
 from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig
 from dist_train.data import beton
 from dist_train.data.augment import Augment, Policy
@@ -22,15 +22,10 @@ from dist_train.data.prepare import Manifest, Prepared
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
+from dist_train.optim.losses import LOSSES
 from dist_train.runtime import Runtime
-from dist_train.tracking import Tracker, Trackers, tensorboard, wandb, wandb_setup
-from dist_train.tracking.answers import Subject
-from dist_train.tracking.background import Background
-from dist_train.tracking.console import Console
-from dist_train.tracking.json_lines import JsonLines
-
-if TYPE_CHECKING:
-    from dist_train.train import Trainer
+from dist_train.selection import Selector
+from dist_train.step import Step
 
 WHITENING_SAMPLES = 5000
 
@@ -108,9 +103,18 @@ class EvaluationData:
 
 
 def open_data(
-    data: DataConfig, prepared: Prepared, kind: str, runtime: Runtime, seed: int, group: int
+    data: DataConfig,
+    prepared: Prepared,
+    kind: str,
+    runtime: Runtime,
+    seed: int,
+    *,
+    multiple: int = 1,
 ) -> tuple[TrainBatches, EvaluationData]:
     """Batches to train on and images to evaluate on, for this rank.
+
+    Args:
+        multiple: samples that stay together on one rank.
 
     Raises:
         UserError: too few samples for a single step, or for the ranks.
@@ -118,12 +122,12 @@ def open_data(
     manifest = prepared.manifest
     train_ids, held_out = split(manifest.train.samples, data.validation)
     train_ids = some(train_ids, data.fraction)
-    if data.batch_size < runtime.world_size * max(1, group):
+    if data.batch_size < runtime.world_size * multiple:
         raise UserError(
-            f"--data.batch_size {data.batch_size}: expected at least {max(1, group)} for each of "
+            f"--data.batch_size {data.batch_size}: expected at least {multiple} for each of "
             f"{runtime.world_size} processes"
         )
-    order = Order(train_ids, data.batch_size, seed, data.drop_last, max(1, group))
+    order = Order(train_ids, data.batch_size, seed, data.drop_last, multiple)
     if order.steps_per_epoch < 1:
         raise UserError(
             f"--data.batch_size {data.batch_size}: there are only {len(train_ids)} training "
@@ -216,6 +220,38 @@ def architecture(
     return models.build(settings.name, inputs, settings.widths, settings.hidden)
 
 
+def selector(
+    config: Config, prepared: Prepared, augment: Augment, runtime: Runtime
+) -> Selector | None:
+    """What cuts batches down to their hardest samples, where that is asked for.
+
+    Raises:
+        UserError: the model's widths cannot be those of the proxy, or the precision is float16.
+    """
+    train = config.train
+    if train.select == 1:
+        return None
+    if runtime.precision == "fp16":
+        raise UserError(
+            f"--train.select {train.select}: the proxy has no loss scaling for --runtime.precision "
+            "fp16; choose bf16 or fp32"
+        )
+    smaller = replace(config, model=replace(config.model, widths=train.proxy_widths))
+    proxy = runtime.place(network(smaller, prepared, augment))
+    loss, smoothing = LOSSES[train.loss], train.label_smoothing
+    step = Step(proxy, augment, runtime, loss, smoothing, reduced=False)
+    runtime.compile(step)
+    return Selector(
+        step,
+        optimizers(config.optim, proxy),
+        config.optim,
+        runtime,
+        share=train.select,
+        group=train.select_group,
+        every=train.proxy_every,
+    )
+
+
 def pretrained(settings: ModelConfig, model: nn.Module, runtime: Runtime, *, fresh: bool) -> None:
     """Gives a fresh model the weights it is to begin from, and freezes what is to stay.
 
@@ -248,88 +284,3 @@ def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Opti
         backbone_factor=(backbone or 0.0) / settings.learning_rate if differs else 1.0,
         head=transfer.head_names(model) if differs else (),
     )
-
-
-def trackers(trainer: Trainer) -> Trackers:
-    """Everyone who is told about the run. What may be slow has a thread of its own.
-
-    Raises:
-        UserError: one that was asked for is not installed.
-    """
-    config, folder, total_steps = trainer.config, trainer.folder, trainer.total_steps
-    settings = config.tracking
-    subject = Subject(
-        split=trainer.judge.split,
-        classes=trainer.prepared.manifest.classes,
-        images=partial(images_of, trainer.prepared, trainer.judge),
-    )
-    chosen: list[Tracker] = [
-        JsonLines(folder / "metrics.jsonl", resumed_step=trainer.step),
-        Console(
-            name=folder.name,
-            first_step=trainer.step,
-            total_steps=total_steps,
-            steps_per_epoch=trainer.steps_per_epoch,
-            split=trainer.judge.split,
-        ),
-    ]
-    if settings.tensorboard:
-        tensorboard.require_installed()
-        make = partial(
-            tensorboard.TensorBoard,
-            folder,
-            config=config.as_dict(),
-            resumed_step=trainer.step,
-            total_steps=total_steps,
-            subject=subject,
-        )
-        chosen.append(Background("TensorBoard", make))
-    mode = wandb_setup.choose_mode(settings.wandb)
-    if mode != "off":
-        place = wandb_setup.Place(
-            name=folder.name,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            job_type=settings.job_type,
-            tags=settings.tags,
-            notes=settings.notes,
-        )
-        make_wandb = partial(
-            wandb.WandB,
-            folder,
-            place=place,
-            mode=mode,
-            config=config.as_dict() | facts(trainer),
-            total_steps=total_steps,
-            subject=subject,
-            artifacts=settings.artifacts,
-            watched=None
-            if settings.watch == "none"
-            else (trainer.model, settings.watch, config.train.log_every),
-        )
-        chosen.append(Background("W&B", make_wandb))
-    return Trackers(chosen)
-
-
-def images_of(prepared: Prepared, judge: EvaluationData, rows: Sequence[int]) -> beton.UInt8:
-    """uint8 (n, H, W, C) of rows of an evaluation."""
-    path = prepared.test if judge.split == "test" else prepared.train
-    return beton.read_some(path, judge.ids[list(rows)])
-
-
-def facts(trainer: Trainer) -> dict[str, Any]:
-    """What W&B's config says besides the settings."""
-    here = trainer.here
-    return {
-        "steps": trainer.total_steps,
-        "device": here.device_name(),
-        "world_size": here.world_size,
-        "precision": here.precision,
-        "compile": here.compile_backend,
-        "chosen_loader": trainer.loader,
-        "data_checksum": trainer.prepared.manifest.train.sha256,
-        "git_commit": runs.git_commit(),
-        "versions": runs.versions(),
-        "slurm": wandb_setup.slurm_job(),
-    }

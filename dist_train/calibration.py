@@ -31,14 +31,14 @@ class Calibration:
         return (self.share * (self.accuracy - self.confidence).abs()).sum().item()
 
 
-def calibrate(logits: Tensor, labels: Tensor, bins: int = BINS) -> Calibration:
+def calibrate(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Calibration:
     """Sorts the answers of a model into bins (0, 1/bins], ..., (1 - 1/bins, 1].
 
     Args:
-        logits: float (N, classes).
+        probabilities: float (N, classes).
         labels: int64 (N,).
     """
-    confidence, choice = logits.double().softmax(1).max(1)
+    confidence, choice = probabilities.double().max(1)
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     count = place.bincount(minlength=bins).double()
 

@@ -40,6 +40,8 @@ class TrainState:
     """Steps whose batches are not trained on, as their loss was not finite."""
     averaged: dict[str, Any]
     """Moving average of the weights; empty without one."""
+    proxy: dict[str, Any]
+    """See selection.Selector; empty without one."""
     data_checksum: str
     """Of the prepared training images."""
 

@@ -7,14 +7,14 @@ A recipe (recipes.py) returns a complete `Config`; the command line overrides si
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from dist_train.errors import UserError
+from dist_train.checks import check
 
 DatasetName = Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "folder", "shapes"]
 ModelName = Literal[
     "mlp", "cnn2", "cnn3", "cnn4", "lenet", "rnn",
-    "resnet9", "resnet18", "resnet34", "resnet50", "wide_resnet28_10", "vit", "whitened",
+    "resnet9", "resnet18", "resnet34", "resnet50", "wide_resnet28_10", "vit",
+    "whitened", "whitened_residual",
 ]  # fmt: skip
-SIMPLE_MODELS = ("mlp", "cnn2", "cnn3", "cnn4", "lenet", "rnn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,8 +173,23 @@ class TrainConfig:
     `skip` that step."""
     max_skips: int = 3
     """So many steps may be skipped; one more stops the run."""
-    tta: bool = False
-    """At the end also evaluate with test-time augmentation: mirrored and shifted views."""
+    average_tail: float = 0.0
+    """Share of the steps, the last ones, whose weights are averaged, each counting the same, to be
+    evaluated and kept (Izmailov et al., 2018); 0 is off."""
+    tta: Literal["none", "mirror", "shift"] = "none"
+    """At the end also evaluate with test-time augmentation: `mirror` images, or mirror and `shift`
+    them by a pixel (six views, as airbench)."""
+    tta_share: float = 1.0
+    """Share of the images, those the model is least sure of, that are looked at so."""
+    select: float = 1.0
+    """Share of each batch that is trained on: the samples that are hardest for a small proxy
+    network, which sees all of them (airbench96)."""
+    select_group: int = 512
+    """Samples from which the hardest are chosen, whatever the world size."""
+    proxy_widths: tuple[int, ...] = (32, 64, 64)
+    """Channels of the stages of the proxy, a network of the model's kind."""
+    proxy_every: int = 4
+    """Steps after which the proxy learns once."""
     profile: str | None = None
     """START:STOP: trace these steps (the latter not included) into the run's profile/ folder."""
 
@@ -265,140 +280,8 @@ class Config:
         Raises:
             UserError: naming the flag, its value and what was expected.
         """
-        data, model, optim, train = self.data, self.model, self.optim, self.train
-        at_least("--data.batch_size", data.batch_size, 1)
-        at_least("--data.eval_batch_size", data.eval_batch_size, 1)
-        at_least("--data.validation", data.validation, 0)
-        at_least("--data.threads", data.threads, 1)
-        for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):
-            at_least(f"--data.{name}", getattr(data, name), 0)
-        require(
-            not (data.mixup and data.cutmix),
-            f"--data.mixup {data.mixup} and --data.cutmix {data.cutmix}: set one of them to 0",
-        )
-        require(
-            len(data.resolutions) == len(data.resolution_until),
-            f"--data.resolutions {listed(data.resolutions)} and --data.resolution_until "
-            f"{listed(data.resolution_until)}: give one end to each resolution",
-        )
-        require(
-            list(data.resolution_until) == sorted(data.resolution_until),
-            f"--data.resolution_until {listed(data.resolution_until)}: expected rising shares",
-        )
-        require(
-            not (data.storage == "jpeg" and data.loader == "resident"),
-            "--data.storage jpeg is read by --data.loader stream only",
-        )
-        require(
-            not data.resolutions
-            or model.target is not None
-            or model.name not in (*SIMPLE_MODELS, "vit"),
-            f"--data.resolutions {listed(data.resolutions)}: --model.name {model.name} fits one "
-            "size only; choose a resnet or whitened",
-        )
-        require(0 < data.fraction <= 1, f"--data.fraction {data.fraction}: expected above 0, to 1")
-        self._check_model()
-        at_least("--model.batch_norm_group", model.batch_norm_group, 0)
-        group = model.batch_norm_group
-        require(
-            not group or data.batch_size % group == 0,
-            f"--data.batch_size {data.batch_size}: expected a multiple of "
-            f"--model.batch_norm_group {group}",
-        )
-        at_least("--optim.learning_rate", optim.learning_rate, 0)
-        for name in ("warmup", "start_fraction", "final_fraction", "momentum", "decay"):
-            within(f"--optim.{name}", getattr(optim, name) or 0.0, 0, 1)
-        require(
-            optim.backbone_learning_rate is None or optim.learning_rate > 0,
-            "--optim.backbone_learning_rate: needs an --optim.learning_rate above 0",
-        )
-        at_least("--optim.patience", optim.patience, 0)
-        at_least("--optim.backbone_learning_rate", optim.backbone_learning_rate or 0.0, 0)
-        require(
-            not (optim.optimizer == "sgd" and optim.nesterov and optim.momentum == 0),
-            "--optim.nesterov: is a form of momentum; give --optim.momentum, or "
-            "--optim.nesterov false",
-        )
-        require(
-            not (optim.schedule == "exponential" and optim.final_fraction == 0),
-            "--optim.final_fraction 0: an exponential does not get there; expected more than 0",
-        )
-        require(
-            not (optim.schedule == "plateau" and train.eval_every == 0),
-            "--optim.schedule plateau: looks at evaluations; set --train.eval_every to 1 or more",
-        )
-        within("--train.label_smoothing", train.label_smoothing, 0, 1)
-        require(train.epochs > 0, f"--train.epochs {train.epochs}: expected more than 0")
-        if train.max_steps is not None:
-            at_least("--train.max_steps", train.max_steps, 1)
-        at_least("--train.log_every", train.log_every, 1)
-        at_least("--train.eval_every", train.eval_every, 0)
-        at_least("--train.accumulate", train.accumulate, 1)
-        at_least("--train.max_skips", train.max_skips, 0)
-        require_steps("--train.profile", train.profile)
-        require(0 <= train.ema < 1, f"--train.ema {train.ema}: expected 0 to less than 1")
-        require(
-            train.accumulate == 1 or not model.batch_norm_group,
-            f"--train.accumulate {train.accumulate}: parts of a batch would cut the groups of "
-            f"--model.batch_norm_group {model.batch_norm_group}; set one of them to its default",
-        )
-        require(
-            not (model.sync_batch_norm and model.batch_norm_group),
-            "--model.sync_batch_norm and --model.batch_norm_group exclude each other",
-        )
-        at_least("--checkpoint.every_steps", self.checkpoint.every_steps, 0)
-        at_least("--checkpoint.every_minutes", self.checkpoint.every_minutes, 0)
-        at_least("--checkpoint.keep", self.checkpoint.keep, 1)
-        at_least("--runtime.timeout_seconds", self.runtime.timeout_seconds, 1)
-        if self.runtime.threads is not None:
-            at_least("--runtime.threads", self.runtime.threads, 1)
-
-    def _check_model(self) -> None:
-        model = self.model
-        require(0 <= model.dropout < 1, f"--model.dropout {model.dropout}: expected 0 to below 1")
-        changed = {"activation": model.activation != "relu", "dropout": model.dropout > 0}
-        for flag, used in changed.items():
-            require(
-                not used or (model.name in SIMPLE_MODELS and model.target is None),
-                f"--model.{flag} {getattr(model, flag)}: {model.target or model.name} has its own; "
-                f"an option of {', '.join(SIMPLE_MODELS)}",
-            )
-        module, _, function = (model.target or "a:b").partition(":")
-        require(
-            all(part.isidentifier() for part in (*module.split("."), function)),
-            f"--model.target {model.target}: expected package.module:function",
-        )
+        check(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to config.json."""
         return asdict(self)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises UserError with the message unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
-def require_steps(flag: str, steps: str | None) -> None:
-    """Raises UserError unless the value is unset or START:STOP; a step comes before START."""
-    parts = (steps or "1:2").split(":")
-    require(
-        len(parts) == 2 and all(map(str.isdecimal, parts)) and 1 <= int(parts[0]) < int(parts[1]),
-        f"{flag} {steps}: expected START:STOP with 1 <= START < STOP, for example 20:25",
-    )
-
-
-def at_least(flag: str, value: float, least: float) -> None:
-    """Raises UserError when the value is smaller."""
-    require(value >= least, f"{flag} {value}: expected {least} or more")
-
-
-def within(flag: str, value: float, low: float, high: float) -> None:
-    """Raises UserError when the value is outside [low, high]."""
-    require(low <= value <= high, f"{flag} {value}: expected {low} to {high}")
-
-
-def listed(values: tuple[Any, ...]) -> str:
-    """A tuple as it is written on the command line."""
-    return ",".join(map(str, values)) or "(none)"

@@ -1,7 +1,9 @@
 """Exact distributed evaluation: every image is counted once, on any world size."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch.nn import functional as F
 from dist_train.build import EvaluationData
 from dist_train.data.augment import Augment, resize
 from dist_train.runtime import Runtime
+
+Views = Literal["none", "mirror", "shift"]
+"""See config.TrainConfig.tta."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def evaluate(
     runtime: Runtime,
     *,
     size: int | None = None,
-    tta: bool = False,
+    tta: Views = "none",
 ) -> Evaluation:
     """Evaluates the bare model (not DDP's wrapper) on this rank's share; gathers once.
 
@@ -75,18 +80,44 @@ def evaluate(
     return Evaluation(logits, data.labels.cpu()[torch.from_numpy(data.ids)])
 
 
-def predict(model: nn.Module, x: Tensor, *, tta: bool) -> Tensor:
-    """Logits, float32 (n, classes), of normalised images (n, C, H, W)."""
-    if not tta:
-        return model(x).float()  # type: ignore[no-any-return]
-    return torch.stack([weight * model(view).float() for weight, view in views(x)]).sum(0)
+def look_again(
+    plain: Evaluation,
+    model: nn.Module,
+    augment: Augment,
+    data: EvaluationData,
+    runtime: Runtime,
+    *,
+    tta: Views,
+    share: float = 1.0,
+) -> Evaluation:
+    """An evaluation of the same images with several views of those it was least sure of.
 
-
-def views(x: Tensor) -> list[tuple[float, Tensor]]:
-    """Six views and their weights: plain and shifted by a pixel along the diagonal, and mirrored.
-
-    Half the weight is on the centred pair (source: airbench, Keller Jordan, 2024).
+    Args:
+        share: of the images that are looked at again.
     """
+    unsure = plain.logits.softmax(1).amax(1).argsort(stable=True)
+    rows = unsure[: math.ceil(share * plain.samples)].sort().values
+    again = replace(data, ids=data.ids[rows.numpy()])
+    logits = plain.logits.clone()
+    logits[rows] = evaluate(model, augment, again, runtime, tta=tta).logits
+    return replace(plain, logits=logits)
+
+
+def predict(model: nn.Module, x: Tensor, *, tta: Views = "none") -> Tensor:
+    """Logits, float32 (n, classes), of normalised images (n, C, H, W)."""
+    if tta == "none":
+        return model(x).float()  # type: ignore[no-any-return]
+    return torch.stack([weight * model(view).float() for weight, view in views(x, tta)]).sum(0)
+
+
+def views(x: Tensor, tta: Views) -> list[tuple[float, Tensor]]:
+    """Views of images with their weights, which sum to 1.
+
+    `mirror`: plain and mirrored. `shift`: also shifted by a pixel along the diagonal, six in all,
+    with half the weight on the centred pair (source: airbench, Keller Jordan, 2024).
+    """
+    if tta == "mirror":
+        return [(0.5, x), (0.5, x.flip(-1))]
     height, width = x.shape[-2:]
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
     shifted = [padded[..., :height, :width], padded[..., 2:, 2:]]

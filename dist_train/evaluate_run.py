@@ -9,7 +9,8 @@ from dist_train import build, runtime
 from dist_train.calibration import BINS, calibrate, plot_reliability
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
-from dist_train.evaluate import evaluate
+from dist_train.evaluate import evaluate, look_again
+from dist_train.optim.losses import probabilities
 from dist_train.trained import load_trained
 
 
@@ -43,7 +44,9 @@ def evaluate_run(
         test = build.open_test_set(config.data, prepared, loader, here)
         model, augment = here.place(trained.model), trained.augment.to(here.device)
         plain = evaluate(model, augment, test, here)
-        with_tta = evaluate(model, augment, test, here, tta=True)
+        tta = "shift" if config.train.tta == "none" else config.train.tta
+        share = config.train.tta_share
+        with_tta = look_again(plain, model, augment, test, here, tta=tta, share=share)
         result = {
             "run": str(folder),
             "samples": plain.samples,
@@ -57,7 +60,7 @@ def evaluate_run(
 
             result["corruptions"] = corrupted_accuracies(model, augment, test, here)
         if calibration:
-            bins = calibrate(plain.logits, plain.labels)
+            bins = calibrate(probabilities(plain.logits, config.train.loss), plain.labels)
             path = folder / "reliability.png"
             here.on_main(lambda: plot_reliability(bins, path, folder.name))
             result |= {"calibration_error": bins.error, "reliability_plot": str(path)}

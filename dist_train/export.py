@@ -19,6 +19,7 @@ from dist_train.data.prepare import parse_manifest, prepare_dataset
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.model_card import model_card
+from dist_train.optim.losses import probabilities
 from dist_train.trained import Trained, assemble, load_trained, read_summary
 
 CHECK_IMAGES = 256
@@ -37,12 +38,13 @@ class Classifier(nn.Module):
         super().__init__()
         self.normalise = trained.augment
         self.model = trained.model
+        self.loss = trained.config.train.loss
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         logits: Tensor = self.model(self.normalise(images))
-        return logits.softmax(1)
+        return probabilities(logits, self.loss)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dist_train.runtime import Runtime
 
 T = TypeVar("T")
 
-PHASES = ("setup", "prepare", "compile", "train", "evaluate", "checkpoint")
+PHASES = ("setup", "prepare", "initialise", "compile", "train", "evaluate", "checkpoint")
 
 
 class Clock:

@@ -16,6 +16,7 @@ from dist_train import runtime
 from dist_train.data.images import find_images, parse_colour, read_image
 from dist_train.errors import UserError
 from dist_train.evaluate import predict
+from dist_train.optim.losses import probabilities
 from dist_train.runtime import Runtime
 from dist_train.trained import Trained, load_trained
 
@@ -98,13 +99,14 @@ def _predict_batch(
 ) -> list[Prediction]:
     pixels = torch.from_numpy(np.stack([image for _, image in images])).to(here.device)
     with here.autocast():
-        logits = predict(trained.model, trained.augment(pixels), tta=tta)
+        logits = predict(trained.model, trained.augment(pixels), tta="shift" if tta else "none")
     classes = trained.manifest.classes
-    probabilities, labels = logits.softmax(1).topk(min(top, len(classes)))
+    of_classes = probabilities(logits, trained.config.train.loss)
+    shares_of_best, labels = of_classes.topk(min(top, len(classes)))
     return [
         Prediction(path, tuple(classes[label] for label in best), tuple(shares))
         for (path, _), best, shares in zip(
-            images, labels.tolist(), probabilities.tolist(), strict=True
+            images, labels.tolist(), shares_of_best.tolist(), strict=True
         )
     ]
 

@@ -52,7 +52,7 @@ def new_name(recipe: str) -> str:
 
 
 def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
-    """Makes the run's directory with its config.json, or checks that it is this run's.
+    """Makes the run's directory, or checks that it is this run's.
 
     Returns:
         The summary, if the run is finished.
@@ -67,8 +67,17 @@ def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
             raise UserError(f"{folder} exists: choose another --name, or --checkpoint.resume auto")
         check_same(read_json(path), config, folder)
         return read_summary(folder)
-    write_json(path, config.as_dict())
+    probe = folder / ".writable.tmp"
+    write_atomically(probe, b"")
+    probe.unlink()
     return None
+
+
+def keep_settings(folder: Path, config: Config, prepared: Path) -> None:
+    """Writes a copy of the data's manifest, and config.json, which makes the folder this run's."""
+    write_atomically(folder / "manifest.json", (prepared / "manifest.json").read_bytes())
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", config.as_dict())
 
 
 def as_rehearsal(config: Config, output: Path) -> Config:
@@ -90,11 +99,6 @@ def scratch_folder(runtime: Runtime) -> Iterator[Path]:
     finally:
         if runtime.is_main:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def keep_manifest(folder: Path, prepared: Path) -> None:
-    """Copies the data's manifest.json into the run's folder, for those who have only the latter."""
-    write_atomically(folder / "manifest.json", (prepared / "manifest.json").read_bytes())
 
 
 def check_data(folder: Path, checksum: str, prepared: Prepared) -> None:

@@ -124,6 +124,12 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
+    def average_gradients(self, model: nn.Module) -> None:
+        """For a small model that DDP does not wrap."""
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                self.sum(parameter.grad).div_(self.world_size)
+
     def average_buffers(self, model: nn.Module) -> None:
         """Gives all ranks the mean of BatchNorm's running statistics."""
         for buffer in model.buffers():
@@ -212,6 +218,8 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             f"cannot meet the other processes at MASTER_ADDR:MASTER_PORT {address}: {reason}; "
             "choose a free port (accelerate launch --main_process_port, torchrun --master_port)"
         ) from error
+    if backend is not None:
+        torch.compiler.reset()  # the graphs of earlier runs in this process count towards a limit
     set_threads(settings.threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic

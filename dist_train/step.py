@@ -14,6 +14,7 @@ class Step(nn.Module):
     Args:
         loss: one of optim.losses.
         label_smoothing: mass spread evenly over the classes (Szegedy et al., 2016).
+        reduced: return one mean and one sum, not a value a sample.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Step(nn.Module):
         runtime: Runtime,
         loss: Loss,
         label_smoothing: float,
+        reduced: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -30,12 +32,15 @@ class Step(nn.Module):
         self.runtime = runtime
         self.loss = loss
         self.label_smoothing = label_smoothing
+        self.reduced = reduced
         self.dropouts = dropouts(model)
 
     def forward(
         self, images: Tensor, labels: Tensor, draws: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
         """The mean loss, float32 (), and the number of right answers, int64 ().
+
+        Unless `reduced`: each sample's loss, float32 (n,), and whether it is right, bool (n,).
 
         Args:
             images: uint8 (n, H, W, C); 2n when the policy mixes.
@@ -55,4 +60,5 @@ class Step(nn.Module):
             partner = self.loss(logits, labels[len(logits) :], self.label_smoothing)
             share = self.augment.own_share(draws)
             loss = share * loss + (1 - share) * partner
-        return loss.mean(), (logits.argmax(1) == own).sum()
+        right = logits.argmax(1) == own
+        return (loss.mean(), right.sum()) if self.reduced else (loss, right)

@@ -14,22 +14,24 @@ from torch import nn
 
 from dist_train import build, runs, runtime
 from dist_train.checkpoint import Checkpoints, TrainState
-from dist_train.config import Config, OptimConfig
+from dist_train.config import Config
 from dist_train.data.batches import Batch
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
-from dist_train.evaluate import Evaluation, evaluate
+from dist_train.evaluate import Evaluation, evaluate, look_again
 from dist_train.flops import forward_flops
 from dist_train.metrics import Clock, Progress, Window
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import averaged_copy
 from dist_train.optim.losses import LOSSES
-from dist_train.optim.schedules import factor, reduce_on_plateau
+from dist_train.optim.schedules import reduce_on_plateau
+from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
 from dist_train.preemption import Preempted, Requests, watch
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 from dist_train.summary import describe, summarise
+from dist_train.trackers import start_trackers
 from dist_train.tracking import STOPPED, Trackers
 from dist_train.tracking.console import working
 
@@ -89,9 +91,12 @@ class Trainer:
                 self.loader,
                 here,
                 config.seed,
-                config.model.batch_norm_group,
+                multiple=(
+                    config.train.select_group
+                    if config.train.select < 1
+                    else max(1, config.model.batch_norm_group)
+                ),
             )
-        here.on_main(lambda: runs.keep_manifest(folder, self.prepared.folder))
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         state = here.on_main(self.checkpoints.load_latest)
 
@@ -101,7 +106,9 @@ class Trainer:
         # device.
         manifest = self.prepared.manifest
         self.augment = build.augmentation(config.data, manifest)
-        self.model = here.place(build.network(config, self.prepared, self.augment))
+        with clock.phase("initialise"):
+            self.model = here.place(build.network(config, self.prepared, self.augment))
+            self.selector = build.selector(config, self.prepared, self.augment, here)
         self.flops = forward_flops(self.model, manifest.image_shape)
         if config.model.sync_batch_norm:
             self.model = here.synchronize_norms(self.model)
@@ -109,9 +116,12 @@ class Trainer:
             self.model.load_state_dict(state.model)
         build.pretrained(config.model, self.model, here, fresh=state is None)
         self.norms = grouped_norms(self.model)
+        if self.selector is not None:
+            self.norms += grouped_norms(self.selector.step.model)
         self.optimizers = build.optimizers(config.optim, self.model)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
-        self.averaged = averaged_copy(self.model, config.train.ema) if config.train.ema else None
+        averages = config.train.ema or config.train.average_tail
+        self.averaged = averaged_copy(self.model, config.train.ema) if averages else None
         self.augment.to(here.device)
         self.loss_of = LOSSES[config.train.loss]
         step = Step(self.model, self.augment, here, self.loss_of, config.train.label_smoothing)
@@ -122,6 +132,8 @@ class Trainer:
         self.eval_steps = config.train.eval_every * self.steps_per_epoch
         total_steps = max(1, round(config.train.epochs * self.steps_per_epoch))
         self.total_steps = min(total_steps, config.train.max_steps or total_steps)
+        tail = round(config.train.average_tail * self.total_steps)
+        self.average_from = self.total_steps - tail if tail else 0
         self.sizes = build.image_sizes(config.data, manifest.image_shape[0], self.total_steps)
         self.step, self.best_accuracy = 0, 0.0
         self.skipped, self.resumed_from = set[int](), list[int]()
@@ -138,10 +150,12 @@ class Trainer:
             compiling = working("compiling", visible=here.is_main)
             with clock.phase("compile"), compiling:
                 warm_up(self, set(self.sizes[self.step :]))
+        # All of it could be built: from now on the folder is this run's.
+        here.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
         self.trackers = Trackers([])
         if here.is_main:
             print(describe(self), flush=True)
-            self.trackers = build.trackers(self)
+            self.trackers = start_trackers(self)
 
     # The loop
 
@@ -151,8 +165,7 @@ class Trainer:
             try:
                 self.fit()
                 result = self.result or self.evaluate()
-                with_tta = self.evaluate(tta=True) if self.config.train.tta else None
-                return self.finish(result, with_tta)
+                return self.finish(result, self.look_again(result))
             except BaseException:
                 self.trackers.finish({})
                 self.checkpoints.wait()
@@ -187,11 +200,15 @@ class Trainer:
         set_learning_rates(self.optimizers, self.config.optim, self.step, self.total_steps)
         for norm in self.norms:
             norm.rank_share = batch.share
+        size = self.sizes[self.step]
+        if self.selector is not None:
+            batch = self.selector.choose(
+                batch, step=self.step, total_steps=self.total_steps, size=size
+            )
         parts = batch.parts(self.config.train.accumulate)
         outcomes = []
         for part in parts:
             with self.here.summing(self.objective, now=part is parts[-1]):
-                size = self.sizes[self.step]
                 with self.progress.forward(), self.profiler.part("forward"):
                     loss, correct = self.objective(part.images, part.labels, part.draws, size)
                     loss = loss * part.share
@@ -201,7 +218,7 @@ class Trainer:
         clip, logged = self.config.optim.gradient_clip, self.is_logged(self.step + 1)
         with self.profiler.part("optimizer"):
             gradient_norm = update(self.optimizers, self.scaler, self.model, clip, with_norm=logged)
-        if self.averaged is not None:
+        if self.averaged is not None and self.step >= self.average_from:
             self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
         self.progress.add(self.step, loss, correct, batch, gradient_norm)
@@ -299,20 +316,30 @@ class Trainer:
 
     # Evaluating, saving, ending
 
-    def evaluate(self, size: int | None = None, *, tta: bool = False) -> Evaluation:
+    def evaluate(self, size: int | None = None) -> Evaluation:
         """The model, or the average of its weights, on the images a run is judged by."""
         self.here.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
             self.here.average_buffers(self.model)
             if self.averaged is not None:
                 self.here.average_buffers(self.averaged.module)
-            judged = self.judged_model
-            return evaluate(judged, self.augment, self.judge, self.here, size=size, tta=tta)
+            return evaluate(self.judged_model, self.augment, self.judge, self.here, size=size)
+
+    def look_again(self, plain: Evaluation) -> Evaluation | None:
+        """With test-time augmentation, if that is asked for."""
+        tta, share = self.config.train.tta, self.config.train.tta_share
+        if tta == "none":
+            return None
+        with self.clock.phase("evaluate"):
+            judged, here = self.judged_model, self.here
+            return look_again(plain, judged, self.augment, self.judge, here, tta=tta, share=share)
 
     @property
     def judged_model(self) -> nn.Module:
         """What is evaluated and kept."""
-        return self.model if self.averaged is None else self.averaged.module
+        if self.averaged is None or self.step <= self.average_from:
+            return self.model
+        return self.averaged.module
 
     def save(self, window: Window | None = None, *, best: bool) -> None:
         """A checkpoint, written while training goes on."""
@@ -334,6 +361,7 @@ class Trainer:
                     resumed_from=self.resumed_from,
                     window=asdict(window or Window()),
                     skipped=sorted(self.skipped),
+                    proxy=self.selector.state_dict() if self.selector is not None else {},
                     data_checksum=self.prepared.manifest.train.sha256,
                 ),
                 best=best,
@@ -352,6 +380,8 @@ class Trainer:
         )
         if self.averaged is not None:
             self.averaged.load_state_dict(state.averaged)
+        if self.selector is not None:
+            self.selector.load_state_dict(state.proxy)
         self.step, self.best_accuracy = state.step, state.best_accuracy
         self.skipped |= set(state.skipped)
         self.carried = Window(**state.window)
@@ -373,10 +403,11 @@ class Trainer:
 
 def warm_up(trainer: Trainer, sizes: Iterable[int]) -> None:
     """Compiles forward and backward for every image size; weights and buffers stay as they are."""
-    model = trainer.model
+    model, selector = trainer.model, trainer.selector
     buffers = [buffer.clone() for buffer in model.buffers()]
-    batch = next(trainer.batches.epoch(0))
+    whole = next(trainer.batches.epoch(0))
     for size in sizes:
+        batch = whole if selector is None else selector.warm_up(whole, size)
         for part in batch.parts(trainer.config.train.accumulate):
             loss, _ = trainer.objective(part.images, part.labels, part.draws, size)
             (loss * 0).backward()
@@ -384,65 +415,6 @@ def warm_up(trainer: Trainer, sizes: Iterable[int]) -> None:
         buffer.copy_(before)
     for parameter in model.parameters():
         parameter.grad = None
-
-
-def set_learning_rates(
-    optimizers: Iterable[torch.optim.Optimizer], settings: OptimConfig, step: int, total_steps: int
-) -> None:
-    """Every group's learning rate is the same share of its peak."""
-    share = factor(
-        step,
-        total_steps,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        start=settings.start_fraction,
-        final=settings.final_fraction,
-        milestones=settings.milestones,
-        decay=settings.decay,
-    )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share
-
-
-def learning_rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
-    """`optim/lr` of the first group of parameters, `optim/lr_1` of the next and so on."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return {f"optim/lr_{i}" if i else "optim/lr": group["lr"] for i, group in enumerate(groups)}
-
-
-def update(
-    optimizers: Iterable[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
-    model: nn.Module,
-    gradient_clip: float,
-    *,
-    with_norm: bool = False,
-) -> torch.Tensor | None:
-    """One step of all optimizers; float16's too large gradients skip it.
-
-    Returns:
-        The gradient's norm before it was clipped, where it is wanted.
-    """
-    norm = None
-    if gradient_clip or with_norm:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        if gradient_clip:
-            nn.utils.clip_grads_with_norm_(trained, gradient_clip, norm)
-    for optimizer in optimizers:
-        scaler.step(optimizer)
-    scaler.update()
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    return norm if with_norm else None
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether no element is infinite or not a number; waits for the device."""
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def is_due(step: int, every: int) -> bool:

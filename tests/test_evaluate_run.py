@@ -118,8 +118,8 @@ def test_a_corrupted_loader_tells_each_image_its_own_id(images: torch.Tensor) ->
 def test_calibration_error_by_hand() -> None:
     """Four answers at 0.8 of which three are right, and one at 0.6 that is wrong."""
     confidence = torch.tensor([0.8, 0.8, 0.8, 0.8, 0.6], dtype=torch.float64)
-    logits = torch.stack([confidence, 1 - confidence], 1).log()
-    result = calibrate(logits, torch.tensor([0, 0, 0, 1, 1]))
+    shares = torch.stack([confidence, 1 - confidence], 1)
+    result = calibrate(shares, torch.tensor([0, 0, 0, 1, 1]))
     assert result.error == pytest.approx(0.8 * abs(0.75 - 0.8) + 0.2 * 0.6)
     assert result.share.sum().item() == pytest.approx(1)
     assert result.share[11].item() == pytest.approx(0.8)  # (11/15, 12/15]
@@ -130,7 +130,7 @@ def test_calibration_error_of_honest_and_of_boastful_answers() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50_000, 10, generator=generator) * 2
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    assert calibrate(logits, labels).error < 0.01
-    assert calibrate(logits * 3, labels).error > 0.2
-    certain = F.one_hot(labels, 10).double() * 1000
+    assert calibrate(logits.softmax(1), labels).error < 0.01
+    assert calibrate((logits * 3).softmax(1), labels).error > 0.2
+    certain = F.one_hot(labels, 10).double()
     assert calibrate(certain, labels).error == pytest.approx(0)

@@ -19,6 +19,7 @@ from dist_train.config import (
     OptimConfig,
 )
 from dist_train.errors import UserError
+from dist_train.evaluate_run import evaluate_run
 from dist_train.train import train
 from tests.conftest import (
     REPOSITORY,
@@ -91,6 +92,43 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(small: Config, optimizer: A
     assert_same_weights(small, resumed)
     assert losses(resumed) == losses(small)
     assert [line["step"] for line in metrics(folder(resumed))] == list(range(1, 17))
+
+
+def test_the_last_weights_are_averaged_with_their_neighbours(small: Config) -> None:
+    small = replace(small, optim=replace(small.optim, schedule="constant", warmup=0.0))
+
+    def after(steps: int, average_tail: float = 0.0) -> dict[str, torch.Tensor]:
+        settings = replace(small.train, max_steps=steps, average_tail=average_tail)
+        config = replace(small, name=f"{steps}-{average_tail}", train=settings)
+        result = train(config)
+        assert result["test_accuracy"] == metrics(folder(config))[-1]["test/accuracy"]
+        return weights(config)
+
+    averaged, before, last = after(10, 0.2), after(9), after(10)
+    for name, mean in averaged.items():
+        if mean.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(mean, (before[name] + last[name]) / 2)
+
+
+def test_a_run_on_the_hardest_samples_goes_on_exactly(small: Config) -> None:
+    small = replace(
+        small,
+        data=replace(small.data, drop_last=True),
+        model=ModelConfig(name="whitened", widths=(8, 8, 8)),
+        checkpoint=CheckpointConfig(every_steps=5, keep=10),
+        train=replace(
+            small.train, select=0.5, select_group=32, proxy_widths=(4, 4, 4), average_tail=0.5,
+            tta="shift", tta_share=0.25,
+        ),
+    )  # fmt: skip
+    whole = train(small)
+    resumed = cut_after(small, step=10)
+    assert train(resumed)["resumed_from_step"] == [10]
+    assert_same_weights(small, resumed)
+    assert losses(resumed) == losses(small)
+    assert whole["test_accuracy_tta"] is not None
+    evaluated = evaluate_run(folder(small))
+    assert evaluated["test_accuracy_tta"] == whole["test_accuracy_tta"]
 
 
 def test_a_rate_that_looks_at_the_results_goes_on_exactly(small: Config) -> None:
@@ -230,6 +268,20 @@ CURVES = {
         *("cnn2", "--data.cutmix", "1.0", "--model.dropout", "0.5"),
         *("--optim.learning_rate", "0.02"),
     ],
+    "muon_on_the_hardest": [
+        *("cifar10_96", "--model.widths", "8,8,8", "--model.batch_norm_group", "16"),
+        *(
+            "--data.drop_last",
+            "true",
+            "--train.select_group",
+            "32",
+            "--train.proxy_widths",
+            "4,8,8",
+        ),
+        *("--optim.learning_rate", "0.01", "--optim.bias_learning_rate", "0.01"),
+        *("--optim.muon_learning_rate", "0.0001", "--data.resolutions", "24"),
+        *("--data.resolution_until", "0.5"),
+    ],
 }
 
 
@@ -237,10 +289,11 @@ CURVES = {
 def test_the_curve_does_not_depend_on_the_world_size(
     curve: str, tmp_path: Path, cache: Path
 ) -> None:
+    recipe, *own = CURVES[curve]
     flags = [
-        *CURVES[curve], *SMALL, "--data.cache", str(cache), "--optim.warmup", "0",
-        *("--train.max_steps", "10", "--train.log_every", "1", "--data.drop_last", "false"),
-    ]  # fmt: skip
+        *(recipe, *SMALL, "--data.cache", str(cache), "--optim.warmup", "0"),
+        *("--train.max_steps", "10", "--train.log_every", "1", "--data.drop_last", "false", *own),
+    ]
     worlds = (1, 2, 3) if curve == "grouped_norm" else (1, 2)
     runs = [tmp_path / "runs" / f"world{world}" for world in worlds]
     for world, run_folder in zip(worlds, runs, strict=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.bench.timing import Measurements, Settings, note
-from dist_train.config import DataConfig, at_least, require
+from dist_train.checks import at_least, require
+from dist_train.config import DataConfig
 from dist_train.errors import UserError
 from dist_train.options import Parser
 

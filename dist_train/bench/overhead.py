@@ -60,7 +60,7 @@ def configure(recipe: str, settings: Settings) -> Config:
             batch_size=BATCH_SIZE,
             validation=BATCH_SIZE,
         ),
-        train=replace(base.train, epochs=1e6, log_every=50, eval_every=0, tta=False),
+        train=replace(base.train, epochs=1e6, log_every=50, eval_every=0, tta="none"),
         tracking=TrackingConfig(wandb="off"),
     )
 

@@ -60,7 +60,7 @@ def configure(settings: Settings) -> Config:
             cache=settings.data.cache,
             batch_size=BATCH_SIZE,
         ),
-        train=replace(base.train, eval_every=1, tta=False),
+        train=replace(base.train, eval_every=1, tta="none"),
         tracking=TrackingConfig(wandb="offline", tensorboard=True),
     )
 

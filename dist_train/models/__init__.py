@@ -115,6 +115,12 @@ MODELS: dict[str, Architecture] = {
         lambda i, widths, _: whitened(i.num_classes, i.sample_images(), widths, i.batch_norm_group),
         widths=(64, 256, 256),
     ),
+    "whitened_residual": Architecture(
+        lambda i, widths, _: whitened(
+            i.num_classes, i.sample_images(), widths, i.batch_norm_group, residual=True
+        ),
+        widths=(128, 384, 512),
+    ),
 }
 
 

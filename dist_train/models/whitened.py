@@ -13,7 +13,12 @@ from dist_train.models.norm import BatchNorm
 
 
 def whitened(
-    num_classes: int, sample_images: Tensor, widths: Sequence[int], batch_norm_group: int
+    num_classes: int,
+    sample_images: Tensor,
+    widths: Sequence[int],
+    batch_norm_group: int,
+    *,
+    residual: bool = False,
 ) -> nn.Module:
     """Whitening convolution, then stages of two 3x3 convolutions, and a scaled linear head.
 
@@ -21,7 +26,20 @@ def whitened(
         sample_images: float32 (n, C, H, W), normalised; what the whitening is learnt from.
         widths: channels of each stage; each halves the image.
         batch_norm_group: see norm.BatchNorm.
+        residual: a third convolution in each stage, and what the first gave is added to what the
+            other two make of it (airbench96); BatchNorm's statistics then move more slowly.
     """
+    momentum = 0.1 if residual else 0.4
+
+    def norm(width: int) -> nn.Module:
+        return BatchNorm(width, group=batch_norm_group, momentum=momentum, eps=1e-12, scale=False)
+
+    def second_part(width: int) -> list[nn.Module]:
+        once = [dirac_convolution(width, width), norm(width)]
+        if not residual:
+            return once
+        return [Residual(*once, nn.GELU(), dirac_convolution(width, width), norm(width))]
+
     whitening = whitening_convolution(sample_images)
     channels = whitening.out_channels
     stages: list[nn.Module] = []
@@ -29,10 +47,9 @@ def whitened(
         stages += [
             dirac_convolution(channels, width),
             nn.MaxPool2d(2),
-            shift_norm(width, batch_norm_group),
+            norm(width),
             nn.GELU(),
-            dirac_convolution(width, width),
-            shift_norm(width, batch_norm_group),
+            *second_part(width),
             nn.GELU(),
         ]
         channels = width
@@ -84,9 +101,12 @@ def dirac_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
     return conv
 
 
-def shift_norm(channels: int, group: int) -> nn.Module:
-    """BatchNorm that learns a shift only."""
-    return BatchNorm(channels, group=group, momentum=0.4, eps=1e-12, scale=False)
+class Residual(nn.Sequential):
+    """Adds its input to what its layers make of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that the layers keep."""
+        return x + super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class Scale(nn.Module):

@@ -31,4 +31,16 @@ def targets(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
+def probabilities(logits: Tensor, loss: str) -> Tensor:
+    """What a model trained by the named loss says of each class: float (n, classes), summing to 1.
+
+    With `mse` the outputs are the probabilities, but for what lies below 0; with `bce` the sigmoids
+    of independent questions are scaled to sum to 1.
+    """
+    if loss == "cross_entropy":
+        return logits.softmax(1)
+    shares = logits.clamp(min=1e-6) if loss == "mse" else logits.sigmoid()
+    return shares / shares.sum(1, keepdim=True)
+
+
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse, "bce": bce}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -15,7 +16,7 @@ class Muon(torch.optim.Optimizer):
     """SGD with Nesterov momentum whose update is replaced by its nearest orthogonal matrix.
 
     Filters are taken as matrices (out, in * height * width) and kept at norm sqrt(out), as in
-    airbench. Those of equal shape are orthogonalised together.
+    airbench. Those of equal shape are orthogonalised together, shared out over the ranks.
 
     Args:
         params: weights of two or more dimensions, or groups of them.
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(parameter.shape, []).append((parameter, update))
             for same in by_shape.values():
                 stacked = torch.stack([update.reshape(len(update), -1) for _, update in same])
-                for (parameter, _), update in zip(same, orthogonalize(stacked), strict=True):
+                for (parameter, _), update in zip(same, shared_out(stacked), strict=True):
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
                     parameter.add_(update.view(parameter.shape), alpha=-group["lr"])
 
@@ -49,6 +50,27 @@ class Muon(torch.optim.Optimizer):
         assert gradient is not None
         state["momentum"].mul_(momentum).add_(gradient)
         return gradient.add(state["momentum"], alpha=momentum)
+
+
+def shared_out(matrices: Tensor) -> Tensor:
+    """`orthogonalize`, with the matrices dealt out to the ranks.
+
+    All ranks hold the same gradients, so each would otherwise do the work of all.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks == 1 or len(matrices) == 1:
+        return orthogonalize(matrices)
+    share = -(-len(matrices) // ranks)
+    # The last shares may overlap, so that all are of one size.
+    starts = [min(rank * share, len(matrices) - share) for rank in range(ranks)]
+    first = starts[dist.get_rank()]
+    own = orthogonalize(matrices[first : first + share])
+    parts = [torch.empty_like(own) for _ in range(ranks)]
+    dist.all_gather(parts, own)
+    result = torch.empty_like(matrices)
+    for start, part in zip(starts, parts, strict=True):
+        result[start : start + share] = part
+    return result
 
 
 def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:

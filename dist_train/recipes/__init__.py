@@ -18,14 +18,18 @@ from dist_train.recipes.course import (
     mnist_mlp_500_300,
     mnist_rnn,
 )
-from dist_train.recipes.deep import resnet18, resnet34, resnet50, vit, wide_resnet28_10
-from dist_train.recipes.fast import quickstart, resnet9
+from dist_train.recipes.deep import resnet18, resnet18_95, resnet34, resnet50, vit, wide_resnet28_10
+from dist_train.recipes.fast import cifar10_94, cifar10_95, cifar10_96, quickstart, resnet9
 from dist_train.recipes.transfer import transfer_features, transfer_finetune
 
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (
         quickstart,
+        cifar10_94,
+        cifar10_95,
+        cifar10_96,
+        resnet18_95,
         lenet,
         lenet_fast,
         cnn2,

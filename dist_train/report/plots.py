@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PARTS = ("setup", "prepare", "compile", "train", "data_wait", "evaluate", "checkpoint")
+PARTS = (
+    "setup", "prepare", "initialise", "compile", "train", "data_wait", "evaluate", "checkpoint"
+)  # fmt: skip
 
 
 def draw_curves(groups: Sequence[Group], quantity: str, axes: Sequence[Axis]) -> "Figure | None":

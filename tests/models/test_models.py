@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from dist_train import models
-from dist_train.config import SIMPLE_MODELS, ModelName
+from dist_train.checks import SIMPLE_MODELS
+from dist_train.config import ModelName
 from dist_train.errors import UserError
 from dist_train.flops import forward_flops
 from dist_train.models.layers import ACTIVATIONS, Dropout, dropouts

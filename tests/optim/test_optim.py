@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from dist_train import optim
-from dist_train.optim.losses import LOSSES
+from dist_train.optim.losses import LOSSES, probabilities
 from dist_train.optim.muon import Muon, orthogonalize
 from dist_train.optim.schedules import factor, reduce_on_plateau
 
@@ -147,6 +148,13 @@ def test_losses_are_those_of_their_formulas() -> None:
         assert expected.keys() == LOSSES.keys()
         for name, loss in LOSSES.items():
             torch.testing.assert_close(loss(logits, labels, smoothing), expected[name])
+
+
+def test_probabilities_belong_to_the_loss() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    assert_close(probabilities(logits, "cross_entropy"), logits.softmax(1))
+    assert_close(probabilities(logits, "mse"), torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-5, rtol=0)
+    assert_close(probabilities(logits, "bce"), logits.sigmoid() / logits.sigmoid().sum())
 
 
 def test_schedules_at_their_landmarks() -> None:

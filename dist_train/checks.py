@@ -1,0 +1,208 @@
+"""What a configuration must not be: values, and combinations of them, that no run could mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dist_train.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+# The networks that have options for activations and dropout, and one size of image.
+SIMPLE_MODELS = ("mlp", "cnn2", "cnn3", "cnn4", "lenet", "rnn")
+
+
+def check(config: Config) -> None:
+    """Looks at every section, then at what does not go together.
+
+    Raises:
+        UserError: naming the flag, its value and what was expected.
+    """
+    check_data(config.data)
+    check_model(config.model)
+    check_optim(config.optim)
+    check_train(config.train)
+    at_least("--checkpoint.every_steps", config.checkpoint.every_steps, 0)
+    at_least("--checkpoint.every_minutes", config.checkpoint.every_minutes, 0)
+    at_least("--checkpoint.keep", config.checkpoint.keep, 1)
+    at_least("--runtime.timeout_seconds", config.runtime.timeout_seconds, 1)
+    if config.runtime.threads is not None:
+        at_least("--runtime.threads", config.runtime.threads, 1)
+    check_together(config)
+
+
+def check_data(data: DataConfig) -> None:
+    """Sizes, shares and storage."""
+    at_least("--data.batch_size", data.batch_size, 1)
+    at_least("--data.eval_batch_size", data.eval_batch_size, 1)
+    at_least("--data.validation", data.validation, 0)
+    at_least("--data.threads", data.threads, 1)
+    for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):
+        at_least(f"--data.{name}", getattr(data, name), 0)
+    require(
+        not (data.mixup and data.cutmix),
+        f"--data.mixup {data.mixup} and --data.cutmix {data.cutmix}: set one of them to 0",
+    )
+    require(
+        len(data.resolutions) == len(data.resolution_until),
+        f"--data.resolutions {listed(data.resolutions)} and --data.resolution_until "
+        f"{listed(data.resolution_until)}: give one end to each resolution",
+    )
+    require(
+        list(data.resolution_until) == sorted(data.resolution_until),
+        f"--data.resolution_until {listed(data.resolution_until)}: expected rising shares",
+    )
+    require(
+        not (data.storage == "jpeg" and data.loader == "resident"),
+        "--data.storage jpeg is read by --data.loader stream only",
+    )
+    require(0 < data.fraction <= 1, f"--data.fraction {data.fraction}: expected above 0, to 1")
+
+
+def check_model(model: ModelConfig) -> None:
+    """Options that the chosen network has, and a target that can be one."""
+    at_least("--model.batch_norm_group", model.batch_norm_group, 0)
+    require(0 <= model.dropout < 1, f"--model.dropout {model.dropout}: expected 0 to below 1")
+    changed = {"activation": model.activation != "relu", "dropout": model.dropout > 0}
+    for flag, used in changed.items():
+        require(
+            not used or (model.name in SIMPLE_MODELS and model.target is None),
+            f"--model.{flag} {getattr(model, flag)}: {model.target or model.name} has its own; "
+            f"an option of {', '.join(SIMPLE_MODELS)}",
+        )
+    module, _, function = (model.target or "a:b").partition(":")
+    require(
+        all(part.isidentifier() for part in (*module.split("."), function)),
+        f"--model.target {model.target}: expected package.module:function",
+    )
+    require(
+        not (model.sync_batch_norm and model.batch_norm_group),
+        "--model.sync_batch_norm and --model.batch_norm_group exclude each other",
+    )
+
+
+def check_optim(optim: OptimConfig) -> None:
+    """Rates, shares and the schedule's shape."""
+    at_least("--optim.learning_rate", optim.learning_rate, 0)
+    for name in ("warmup", "start_fraction", "final_fraction", "momentum", "decay"):
+        within(f"--optim.{name}", getattr(optim, name) or 0.0, 0, 1)
+    require(
+        optim.backbone_learning_rate is None or optim.learning_rate > 0,
+        "--optim.backbone_learning_rate: needs an --optim.learning_rate above 0",
+    )
+    at_least("--optim.patience", optim.patience, 0)
+    at_least("--optim.backbone_learning_rate", optim.backbone_learning_rate or 0.0, 0)
+    require(
+        not (optim.optimizer == "sgd" and optim.nesterov and optim.momentum == 0),
+        "--optim.nesterov: is a form of momentum; give --optim.momentum, or --optim.nesterov false",
+    )
+    require(
+        not (optim.schedule == "exponential" and optim.final_fraction == 0),
+        "--optim.final_fraction 0: an exponential does not get there; expected more than 0",
+    )
+
+
+def check_train(train: TrainConfig) -> None:
+    """Lengths and intervals."""
+    within("--train.label_smoothing", train.label_smoothing, 0, 1)
+    require(train.epochs > 0, f"--train.epochs {train.epochs}: expected more than 0")
+    if train.max_steps is not None:
+        at_least("--train.max_steps", train.max_steps, 1)
+    at_least("--train.log_every", train.log_every, 1)
+    at_least("--train.eval_every", train.eval_every, 0)
+    at_least("--train.accumulate", train.accumulate, 1)
+    at_least("--train.max_skips", train.max_skips, 0)
+    require_steps("--train.profile", train.profile)
+    require(0 <= train.ema < 1, f"--train.ema {train.ema}: expected 0 to less than 1")
+    within("--train.average_tail", train.average_tail, 0, 1)
+    require(
+        not (train.ema and train.average_tail),
+        f"--train.ema {train.ema} and --train.average_tail {train.average_tail}: set one of them "
+        "to 0",
+    )
+    require(
+        0 < train.tta_share <= 1, f"--train.tta_share {train.tta_share}: expected above 0, to 1"
+    )
+    require(0 < train.select <= 1, f"--train.select {train.select}: expected above 0, to 1")
+    at_least("--train.select_group", train.select_group, 1)
+    at_least("--train.proxy_every", train.proxy_every, 1)
+
+
+def check_together(config: Config) -> None:
+    """Settings of different sections that contradict each other."""
+    data, model, optim, train = config.data, config.model, config.optim, config.train
+    require(
+        not data.resolutions
+        or model.target is not None
+        or model.name not in (*SIMPLE_MODELS, "vit"),
+        f"--data.resolutions {listed(data.resolutions)}: --model.name {model.name} fits one "
+        "size only; choose a resnet or whitened",
+    )
+    group = model.batch_norm_group
+    require(
+        not group or data.batch_size % group == 0,
+        f"--data.batch_size {data.batch_size}: expected a multiple of "
+        f"--model.batch_norm_group {group}",
+    )
+    require(
+        not (optim.schedule == "plateau" and train.eval_every == 0),
+        "--optim.schedule plateau: looks at evaluations; set --train.eval_every to 1 or more",
+    )
+    require(
+        train.accumulate == 1 or not group,
+        f"--train.accumulate {train.accumulate}: parts of a batch would cut the groups of "
+        f"--model.batch_norm_group {group}; set one of them to its default",
+    )
+    if train.select < 1:
+        check_selection(config)
+
+
+def check_selection(config: Config) -> None:
+    """What choosing the hardest samples of each batch goes together with."""
+    train, data, flag = config.train, config.data, f"--train.select {config.train.select}"
+    require(
+        data.batch_size % train.select_group == 0 and data.drop_last,
+        f"{flag}: needs whole groups: a --data.batch_size ({data.batch_size}) that is a multiple "
+        f"of --train.select_group ({train.select_group}), and --data.drop_last true",
+    )
+    require(
+        not (data.mixup or data.cutmix), f"{flag}: goes with neither --data.mixup nor --data.cutmix"
+    )
+    kept, group = round(train.select * train.select_group), config.model.batch_norm_group
+    require(
+        not group or (kept % group == 0 and train.select_group % group == 0),
+        f"{flag}: keeps {kept} of {train.select_group} samples; expected multiples of "
+        f"--model.batch_norm_group {group}",
+    )
+    require(train.accumulate == 1, f"{flag}: goes with --train.accumulate 1 only")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_steps(flag: str, steps: str | None) -> None:
+    """Raises UserError unless the value is unset or START:STOP; a step comes before START."""
+    parts = (steps or "1:2").split(":")
+    require(
+        len(parts) == 2 and all(map(str.isdecimal, parts)) and 1 <= int(parts[0]) < int(parts[1]),
+        f"{flag} {steps}: expected START:STOP with 1 <= START < STOP, for example 20:25",
+    )
+
+
+def at_least(flag: str, value: float, least: float) -> None:
+    """Raises UserError when the value is smaller."""
+    require(value >= least, f"{flag} {value}: expected {least} or more")
+
+
+def within(flag: str, value: float, low: float, high: float) -> None:
+    """Raises UserError when the value is outside [low, high]."""
+    require(low <= value <= high, f"{flag} {value}: expected {low} to {high}")
+
+
+def listed(values: tuple[Any, ...]) -> str:
+    """A tuple as it is written on the command line."""
+    return ",".join(map(str, values)) or "(none)"

@@ -1,0 +1,107 @@
+"""Training on the hardest samples only: a small proxy network looks at all of them first.
+
+After airbench96 (Keller Jordan, 2024), whose proxy goes through the whole run before the network
+does; here both go side by side, so that a run can stop and go on anywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_train.config import OptimConfig
+from dist_train.data.batches import Batch
+from dist_train.optim.update import set_learning_rates
+from dist_train.runtime import Runtime
+from dist_train.step import Step
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Cuts each batch down to the samples with the highest loss of the proxy.
+
+    They are chosen within groups of consecutive samples, and ranks hold whole groups: which
+    samples are trained on does not depend on the world size.
+    """
+
+    step: Step
+    """Of the proxy network, giving a loss for each sample."""
+    optimizers: Sequence[torch.optim.Optimizer]
+    settings: OptimConfig
+    runtime: Runtime
+    share: float
+    """Of a group that is kept."""
+    group: int
+    """Samples of which a group consists."""
+    every: int
+    """Steps after which the proxy learns once."""
+
+    def choose(self, batch: Batch, *, step: int, total_steps: int, size: int) -> Batch:
+        """The part of a batch that is worth learning from.
+
+        Args:
+            step: optimizer steps done.
+            size: side in pixels of what the network sees.
+        """
+        learns = step % self.every == 0
+        with torch.set_grad_enabled(learns):
+            losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
+        if learns:
+            self._learn(losses.mean() * batch.share, step, total_steps)
+        return self._kept(batch, losses.detach())
+
+    def _kept(self, batch: Batch, losses: Tensor) -> Batch:
+        kept = hardest(losses, self.group, self.share)
+        return replace(
+            batch,
+            images=batch.images[kept],
+            labels=batch.labels[kept],
+            draws=batch.draws[kept],
+            global_size=round(batch.global_size * self.share),
+        )
+
+    def _learn(self, loss: Tensor, step: int, total_steps: int) -> None:
+        set_learning_rates(self.optimizers, self.settings, step, total_steps)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.runtime.average_gradients(self.step.model)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def warm_up(self, batch: Batch, size: int) -> Batch:
+        """Compiles both ways of looking at a batch; the proxy's weights stay as they are."""
+        losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
+        (losses.mean() * 0).backward()
+        self.step.zero_grad()
+        with torch.no_grad():
+            losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
+        return self._kept(batch, losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The proxy and its optimizers."""
+        return {
+            "model": self.step.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` returned."""
+        self.step.model.load_state_dict(state["model"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+
+
+def hardest(losses: Tensor, group: int, share: float) -> Tensor:
+    """The places of the highest losses of each group, in rising order: int64 (kept,).
+
+    Args:
+        losses: float (n,), n a multiple of `group`.
+        group: consecutive samples that are compared.
+        share: of each group that is kept, rounded to whole samples, at least one.
+    """
+    by_group = losses.view(-1, group)
+    kept = by_group.topk(max(1, round(share * group)), dim=1).indices.sort(1).values
+    first = torch.arange(len(by_group), device=losses.device)[:, None] * group
+    return (first + kept).flatten()

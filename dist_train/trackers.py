@@ -1,0 +1,105 @@
+"""Who is told about a run: the trackers that its settings ask for, and what they are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dist_train import runs
+from dist_train.build import EvaluationData
+from dist_train.data import beton
+from dist_train.data.prepare import Prepared
+from dist_train.tracking import Tracker, Trackers, tensorboard, wandb, wandb_setup
+from dist_train.tracking.answers import Subject
+from dist_train.tracking.background import Background
+from dist_train.tracking.console import Console
+from dist_train.tracking.json_lines import JsonLines
+
+if TYPE_CHECKING:
+    from dist_train.train import Trainer
+
+
+def start_trackers(trainer: Trainer) -> Trackers:
+    """Everyone who is told about the run. What may be slow has a thread of its own.
+
+    Raises:
+        UserError: one that was asked for is not installed.
+    """
+    config, folder, total_steps = trainer.config, trainer.folder, trainer.total_steps
+    settings = config.tracking
+    subject = Subject(
+        split=trainer.judge.split,
+        classes=trainer.prepared.manifest.classes,
+        images=partial(images_of, trainer.prepared, trainer.judge),
+    )
+    chosen: list[Tracker] = [
+        JsonLines(folder / "metrics.jsonl", resumed_step=trainer.step),
+        Console(
+            name=folder.name,
+            first_step=trainer.step,
+            total_steps=total_steps,
+            steps_per_epoch=trainer.steps_per_epoch,
+            split=trainer.judge.split,
+        ),
+    ]
+    if settings.tensorboard:
+        tensorboard.require_installed()
+        make = partial(
+            tensorboard.TensorBoard,
+            folder,
+            config=config.as_dict(),
+            resumed_step=trainer.step,
+            total_steps=total_steps,
+            subject=subject,
+        )
+        chosen.append(Background("TensorBoard", make))
+    mode = wandb_setup.choose_mode(settings.wandb)
+    if mode != "off":
+        place = wandb_setup.Place(
+            name=folder.name,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            job_type=settings.job_type,
+            tags=settings.tags,
+            notes=settings.notes,
+        )
+        make_wandb = partial(
+            wandb.WandB,
+            folder,
+            place=place,
+            mode=mode,
+            config=config.as_dict() | facts(trainer),
+            total_steps=total_steps,
+            subject=subject,
+            artifacts=settings.artifacts,
+            watched=None
+            if settings.watch == "none"
+            else (trainer.model, settings.watch, config.train.log_every),
+        )
+        chosen.append(Background("W&B", make_wandb))
+    return Trackers(chosen)
+
+
+def images_of(prepared: Prepared, judge: EvaluationData, rows: Sequence[int]) -> beton.UInt8:
+    """uint8 (n, H, W, C) of rows of an evaluation."""
+    path = prepared.test if judge.split == "test" else prepared.train
+    return beton.read_some(path, judge.ids[list(rows)])
+
+
+def facts(trainer: Trainer) -> dict[str, Any]:
+    """What W&B's config says besides the settings."""
+    here = trainer.here
+    return {
+        "steps": trainer.total_steps,
+        "device": here.device_name(),
+        "world_size": here.world_size,
+        "precision": here.precision,
+        "compile": here.compile_backend,
+        "chosen_loader": trainer.loader,
+        "data_checksum": trainer.prepared.manifest.train.sha256,
+        "git_commit": runs.git_commit(),
+        "versions": runs.versions(),
+        "slurm": wandb_setup.slurm_job(),
+    }
