@@ -35,6 +35,7 @@ commands:
                                                  .svg or .pdf: accuracy and loss only
   bench loader|overhead|scaling|tracking [--json]
                                                  measure this machine against rivals
+  bench speed RECIPE [--runs N] [--rival CMD]    seconds and accuracy over seeds, and a rival's
 
 COMMAND --help tells more."""
 

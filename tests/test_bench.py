@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from dist_train.bench.timing import Measurements, alternate
 from dist_train.config import DataConfig, RuntimeConfig
 from dist_train.data.prepare import prepare_dataset
 from dist_train.data.streaming import is_available
-from tests.conftest import dist_train, real_data
+from tests.conftest import SMALL, dist_train, real_data, summary
 
 RATIOS = {
     "loader": {
         "stream_vs_ffcv_raw",
         "stream_vs_torchvision",
-        "stream_vs_torchvision_eager",
+        "ready_vs_torchvision",
+        "ready_vs_torchvision_eager",
         "augmented_vs_ffcv_augmented",
         "augmented_vs_ffcv_augmented_eager",
         "first_batch_seconds",
@@ -133,3 +135,45 @@ def test_a_wrong_command_line(arguments: list[str], expected: str, tmp_path: Pat
     assert done.returncode == 2
     assert expected in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> None:
+    rival = tmp_path / "rival.py"
+    rival.write_text("print('training'); print('{\"seconds\": 1e-3, \"accuracy\": 0.25}')")
+    command = [
+        *("bench", "speed", "cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "2"),
+        *("--runs", "3", "--target", "0.01", "--rival", f"{sys.executable} {rival}"),
+    ]
+    done = dist_train(*command, "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    folder = tmp_path / "runs" / "speed-cnn2"
+    assert json.loads((folder / "speed.json").read_text()) == report
+    assert len((folder / "runs.jsonl").read_text().splitlines()) == 6
+    assert report["n"] == report["rival_statistics"]["n"] == 3
+    assert report["rival_statistics"]["accuracy"]["mean"] == 0.25
+    assert report["rival_statistics"]["seconds"]["mean"] == pytest.approx(1e-3)
+    seeds = [summary(folder / f"seed{seed}") for seed in range(3)]
+    for run, of_run in zip(report["runs"], seeds, strict=True):
+        assert run["accuracy"] == of_run["test_accuracy"]
+        parts = of_run["seconds"]
+        clock = parts["initialise"] + parts["train"] + parts["evaluate"]
+        assert run["seconds"] == pytest.approx(clock)
+    seconds = [run["seconds"] for run in report["runs"]]
+    assert report["seconds"]["mean"] == pytest.approx(sum(seconds) / 3)
+    low, high = report["seconds"]["interval"]
+    assert low < report["seconds"]["mean"] < high
+    assert report["seconds_over_rivals"]["mean"] == pytest.approx(
+        math.prod(value / 1e-3 for value in seconds) ** (1 / 3)
+    )
+    assert report["p_value"] < 0.5 < 1 - report["p_value"]
+
+    # Finished runs are not run again; people get a table.
+    again = dist_train(*command, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "n = 3" in again.stdout
+    assert [summary(folder / f"seed{seed}") for seed in range(3)] == seeds
+
+    failing = dist_train(*command[:-1], f"{sys.executable} absent.py", cwd=tmp_path)
+    assert failing.returncode == 2
+    assert failing.stderr.splitlines()[-1].startswith("dist-train: error: --rival")

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +40,7 @@ torch.set_num_threads(threads_before)
 
 BATCH_SIZE = 512
 PADDING, CUTOUT = 4, 8
+WORKERS = (0, 2)  # of torchvision's loader
 FIRST_BATCHES = 3  # torchvision's workers start and fill their queues meanwhile
 
 # Forks of a process that has imported torch, but not FFCV: once numba has started TBB's threads, a
@@ -124,20 +125,23 @@ def torchvision_loaders(
     root = resources.enter_context(TemporaryDirectory())
     folder = catalog.locate("cifar10", root=data_root).resolve()
     Path(root, CIFAR10.base_folder).symlink_to(folder)
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(32, padding=PADDING),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(manifest.mean, manifest.std),
-        ]
-    )
-    dataset = CIFAR10(root, transform=transform)
+    transforms = {
+        "uint8": v2.PILToTensor(),
+        "ready": v2.Compose(
+            [
+                v2.RandomCrop(32, padding=PADDING),
+                v2.RandomHorizontalFlip(),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(manifest.mean, manifest.std),
+            ]
+        ),
+    }
+    what = {"uint8": "uint8 NCHW", "ready": "normalised float32 NCHW: crop, flip"}
     contestants = {}
-    for workers in (0, 2):
+    for kind, workers in product(transforms, WORKERS):
         loader = DataLoader(
-            dataset,
+            CIFAR10(root, transform=transforms[kind]),
             BATCH_SIZE,
             shuffle=True,
             drop_last=True,
@@ -145,8 +149,8 @@ def torchvision_loaders(
             pin_memory=here.device.type == "cuda",
             multiprocessing_context=FRESH if workers else None,
         )
-        contestants[f"torchvision_{workers}_workers"] = (
-            f"normalised float32 NCHW: crop, flip; DataLoader with {workers} workers",
+        contestants[f"torchvision_{kind}_{workers}_workers"] = (
+            f"{what[kind]}; DataLoader with {workers} workers",
             torchvision_rate(loader, here),
         )
     return contestants

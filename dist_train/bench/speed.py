@@ -1,0 +1,344 @@
+"""`dist-train bench speed RECIPE`: seconds and accuracy over seeds, and against another program.
+
+The clock covers what depends on the data: whitening, training, and the last evaluation with its
+test-time augmentation. Reading the data set, compiling and a warm-up are told apart. Nothing is
+evaluated before the end.
+"""
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from dist_train import build, options, runs, runtime
+from dist_train.bench.timing import note
+from dist_train.checks import at_least, require, within
+from dist_train.config import Config, TrackingConfig
+from dist_train.data.prepare import prepare_dataset
+from dist_train.errors import UserError
+from dist_train.files import write_atomically
+from dist_train.flops import TRAINING_FLOPS, forward_flops
+from dist_train.train import train
+
+ON_THE_CLOCK = ("initialise", "train", "evaluate")
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    """Trains with one seed after the other, in turn with a rival if there is one.
+
+    Every run is an ordinary run directory in <output>/speed-<recipe>; finished ones are not run
+    again. The report is written there, too.
+
+    Returns:
+        The report: per run and with means, intervals and the ratio to the rival.
+
+    Raises:
+        UserError: wrong arguments, or the rival failed.
+    """
+    parser = options.Parser(
+        prog="dist-train bench speed",
+        usage="%(prog)s RECIPE [--section.field value ...] [options]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--runs", type=int, default=5, help="seeds (%(default)s)")
+    parser.add_argument("--target", type=float, help="accuracy to test against, for example 0.94")
+    parser.add_argument(
+        "--rival", metavar="CMD", help="a program to time in turn (A B A B); its clock is `seconds`"
+        " of a JSON object in its last line, with `accuracy`, or else its whole run"
+    )  # fmt: skip
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, a GPU each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    own, rest = parser.parse_known_args(arguments)
+    at_least("--runs", own.runs, 1)
+    at_least("--parallel", own.parallel, 1)
+    if own.target is not None:
+        within("--target", own.target, 0, 1)
+    require(
+        own.parallel == 1 or own.rival is None,
+        f"--parallel {own.parallel} and --rival: a rival is timed alone; leave one of them out",
+    )
+    config, _ = options.parse(rest, "dist-train bench speed")
+    with redirect_stdout(sys.stderr):  # what runs and libraries print is progress here
+        configs = [timed(config, config.seed + number) for number in range(own.runs)]
+        if own.parallel > 1:
+            in_parallel(rest, configs, own.parallel)
+        else:
+            note("warming up")
+            train(configs[0], dry_run=True)
+        report = measure(configs, target=own.target, rival=own.rival)
+    folder = folder_of(config)
+    runs.write_json(folder / "speed.json", report)
+    lines = (json.dumps(line) + "\n" for line in [*report["runs"], *report["rival_runs"]])
+    write_atomically(folder / "runs.jsonl", "".join(lines).encode())
+    print(json.dumps(report) if own.json else describe(report))
+    return report
+
+
+def folder_of(config: Config) -> Path:
+    """Where the runs and the report are."""
+    return Path(config.output) / f"speed-{config.recipe}"
+
+
+def timed(config: Config, seed: int) -> Config:
+    """The run of a seed: nothing but what the clock is for."""
+    return replace(
+        config,
+        name=f"seed{seed}",
+        seed=seed,
+        output=str(folder_of(config)),
+        train=replace(config.train, eval_every=0),
+        tracking=TrackingConfig(wandb="off"),
+    )
+
+
+def measure(
+    configs: Sequence[Config], *, target: float | None, rival: str | None
+) -> dict[str, Any]:
+    """The report of these runs, each followed by the rival's."""
+    rival_runs: list[Run] = []
+    own_runs = []
+    for each in configs:
+        own_runs.append(of_summary(each.seed, train(each)))
+        note(f"seed {each.seed}: {own_runs[-1].said()}")
+        if rival is not None:
+            rival_runs.append(run_rival(rival))
+            note(f"rival: {rival_runs[-1].said()}")
+    from dist_train.bench import hardware
+
+    return {
+        "recipe": configs[0].recipe,
+        "clock": " + ".join(ON_THE_CLOCK),
+        **statistics(own_runs, target),
+        "rival": rival,
+        "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
+        "seconds_over_rivals": ratio(own_runs, rival_runs) if rival_runs else None,
+        "work": work(configs[0], own_runs),
+        "hardware": hardware(),
+        "versions": runs.versions(),
+        "git_commit": runs.git_commit(),
+        "runs": [vars(run) for run in own_runs],
+        "rival_runs": [vars(run) for run in rival_runs],
+    }
+
+
+# Runs
+
+
+@dataclass
+class Run:
+    """One training, ours or the rival's."""
+
+    who: str
+    """`seed0`, or `rival`."""
+    accuracy: float | None
+    """On the test set, with test-time augmentation where there is one."""
+    seconds: float
+    """By the clock."""
+    parts: dict[str, float]
+    """Seconds of each phase; of a rival only the whole program's."""
+
+    def said(self) -> str:
+        """For people."""
+        accuracy = "no accuracy" if self.accuracy is None else f"{self.accuracy:.2%}"
+        return f"{accuracy} in {self.seconds:.2f} s"
+
+
+def of_summary(seed: int, summary: dict[str, Any]) -> Run:
+    """What a run's summary.json says."""
+    parts = summary["seconds"]
+    with_tta = summary["test_accuracy_tta"]
+    return Run(
+        f"seed{seed}",
+        summary["test_accuracy"] if with_tta is None else with_tta,
+        sum(parts[phase] for phase in ON_THE_CLOCK),
+        parts,
+    )
+
+
+def run_rival(command: str) -> Run:
+    """Runs another program and reads its clock.
+
+    Raises:
+        UserError: there is no such program, or it failed.
+    """
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise UserError(f"--rival {command}: {error}") from error
+    whole = time.perf_counter() - start
+    try:
+        last = json.loads(done.stdout.strip().splitlines()[-1])
+        return Run("rival", last.get("accuracy"), float(last["seconds"]), {"total": whole})
+    except (IndexError, KeyError, AttributeError, ValueError):
+        note("the rival's last line is no JSON object with `seconds`: its whole run counts")
+        return Run("rival", None, whole, {"total": whole})
+
+
+def in_parallel(arguments: Sequence[str], configs: Iterable[Config], parallel: int) -> None:
+    """A process for each seed, so many at a time, each with a GPU of its own if there are any.
+
+    Raises:
+        UserError: a run failed; what it said is above.
+    """
+    free: SimpleQueue[int] = SimpleQueue()
+    for place in range(parallel):
+        free.put(place)
+
+    def run(config: Config) -> int:
+        place = free.get()
+        command = [
+            *(sys.executable, "-m", "dist_train", "train", *arguments),
+            *(f"--name={config.name}", f"--output={config.output}", f"--seed={config.seed}"),
+            *("--train.eval_every=0", "--tracking.wandb=off"),
+        ]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(place)}
+        try:
+            return subprocess.run(command, env=environment, stdout=sys.stderr).returncode
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        if any(pool.map(run, configs)):
+            raise UserError("a run failed: see the lines above; finished ones are not run again")
+
+
+# Figures
+
+
+def statistics(found: Sequence[Run], target: float | None) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % interval of seconds and accuracy.
+
+    `p_value` is that of the target accuracy or less being the mean, by Student's one-sided t test.
+    """
+    accuracies = [run.accuracy for run in found if run.accuracy is not None]
+    figures: dict[str, Any] = {"n": len(found), "seconds": spread([run.seconds for run in found])}
+    figures["accuracy"] = spread(accuracies) if accuracies else None
+    figures["target"] = target
+    figures["p_value"] = p_value(accuracies, target)
+    return figures
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % interval (Student's t) of the mean; null for one value."""
+    from scipy import stats
+
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return {"mean": mean, "std": None, "interval": None}
+    result = stats.ttest_1samp(values, 0.0)
+    interval = result.confidence_interval(0.95)
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return {"mean": mean, "std": std, "interval": [float(interval.low), float(interval.high)]}
+
+
+def p_value(accuracies: Sequence[float], target: float | None) -> float | None:
+    """How likely means this high are if the true one is at most the target's."""
+    if target is None or len(set(accuracies)) < 2:
+        return None
+    from scipy import stats
+
+    return float(stats.ttest_1samp(accuracies, target, alternative="greater").pvalue)
+
+
+def ratio(own: Sequence[Run], rivals: Sequence[Run]) -> dict[str, Any]:
+    """Our seconds over the rival's of the same round: geometric mean and its 95 % interval."""
+    logs = [math.log(a.seconds / b.seconds) for a, b in zip(own, rivals, strict=True)]
+    found = spread(logs)
+    interval = found["interval"]
+    return {
+        "mean": math.exp(found["mean"]),
+        "interval": interval and [math.exp(value) for value in interval],
+    }
+
+
+def work(config: Config, found: Sequence[Run]) -> dict[str, Any]:
+    """Where the time of training goes: operations, and how near they come to the device's best.
+
+    The peak is that of a large matrix product in the run's precision, measured here and now.
+    """
+    with runtime.start(config.runtime) as here:
+        prepared = prepare_dataset(config.data)
+        height, _, channels = prepared.manifest.image_shape
+        model = build.blank_network(config, prepared.manifest)
+        batches, judge = build.open_data(
+            config.data, prepared, "resident", here, config.seed, multiple=1
+        )
+        batches.loader.close()
+        judge.loader.close()
+        steps = round(config.train.epochs * batches.order.steps_per_epoch)
+        steps = min(steps, config.train.max_steps or steps)
+        sizes = build.image_sizes(config.data, height, steps)
+        per_image = {size: forward_flops(model, (size, size, channels)) for size in set(sizes)}
+        flops = TRAINING_FLOPS * config.data.batch_size * sum(per_image[size] for size in sizes)
+        peak = matmul_peak(here)
+    seconds = sum(run.parts["train"] for run in found) / len(found)
+    return {
+        "training_flops": flops,
+        "flops_per_second": flops / seconds,
+        "matmul_flops_per_second": peak,
+        "mfu": flops / seconds / peak if config.train.select == 1 else None,
+        "data_wait_fraction": sum(run.parts["data_wait"] for run in found) / len(found) / seconds,
+    }
+
+
+def matmul_peak(here: runtime.Runtime, size: int = 2048, seconds: float = 1.0) -> float:
+    """Operations a second of a matrix product, the best of several."""
+    a = torch.ones(size, size, device=here.device, dtype=runtime.DTYPES[here.precision])
+    best, until = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        a @ a
+        here.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"{'':<10}{'accuracy':>10}{'seconds':>10}"]
+    for run in [*report["runs"], *report["rival_runs"]]:
+        accuracy = "-" if run["accuracy"] is None else f"{run['accuracy']:.2%}"
+        lines.append(f"{run['who']:<10}{accuracy:>10}{run['seconds']:>10.2f}")
+    for who, figures in {"ours": report, "rival": report["rival_statistics"]}.items():
+        if figures is not None:
+            lines.append(f"{who}: {summed_up(figures)}")
+    if report["seconds_over_rivals"] is not None:
+        found = report["seconds_over_rivals"]
+        lines.append(f"seconds over the rival's: {found['mean']:.3f}{between(found, '.3f')}")
+    used = report["work"]
+    lines.append(
+        f"training: {used['training_flops']:.3g} operations, {used['flops_per_second']:.3g} a "
+        f"second of {used['matmul_flops_per_second']:.3g} in matrix products; waiting for data "
+        f"{used['data_wait_fraction']:.1%} of the time"
+    )
+    return "\n".join(lines)
+
+
+def summed_up(figures: dict[str, Any]) -> str:
+    """Means and intervals in a line."""
+    seconds, accuracy = figures["seconds"], figures["accuracy"]
+    line = f"n = {figures['n']}, {seconds['mean']:.2f} s{between(seconds, '.2f')}"
+    if accuracy is not None:
+        line += f", {accuracy['mean']:.3%}{between(accuracy, '.3%')}"
+    if figures["p_value"] is not None:
+        line += f"; p = {figures['p_value']:.2g} for a mean of {figures['target']:.1%} or less"
+    return line
+
+
+def between(found: dict[str, Any], style: str) -> str:
+    """A 95 % interval."""
+    low_high = found["interval"]
+    return "" if low_high is None else f" ({low_high[0]:{style}} to {low_high[1]:{style}})"
