@@ -96,6 +96,8 @@ class EvaluationData:
     """int64 (N,) on the device, indexed by id."""
     ids: Ids
     """The images to evaluate, over all ranks."""
+    batch_size: int
+    """Most images that a rank looks at together."""
 
     def first(self, count: int) -> EvaluationData:
         """Only so many of them."""
@@ -149,7 +151,9 @@ def open_data(
     if not data.validation:
         return batches, open_test_set(data, prepared, kind, runtime)
     held_out_loader = open_file(prepared.train, batch_size=data.eval_batch_size)
-    return batches, EvaluationData("validation", held_out_loader, train_labels, held_out)
+    return batches, EvaluationData(
+        "validation", held_out_loader, train_labels, held_out, data.eval_batch_size
+    )
 
 
 def open_test_set(
@@ -168,6 +172,7 @@ def open_test_set(
         ),
         torch.from_numpy(labels).to(runtime.device),
         np.arange(len(labels), dtype=np.int64),
+        data.eval_batch_size,
     )
 
 

@@ -1,6 +1,7 @@
 """Exact distributed evaluation: every image is counted once, on any world size."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -51,12 +52,14 @@ def evaluate(
     *,
     size: int | None = None,
     tta: Views = "none",
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluates the bare model (not DDP's wrapper) on this rank's share; gathers once.
 
     Args:
         size: side in pixels to which images are resized; None for their own.
         tta: average the predictions for `views`.
+        after_batch: called after each batch, as often on every rank; may raise to end it all.
 
     Raises:
         RuntimeError: the answers of all ranks are not one for each image.
@@ -67,12 +70,17 @@ def evaluate(
     was_training = model.training
     model.eval()
     answers = []
-    for images in data.loader.epoch(ids):
-        with runtime.autocast():
-            x = augment(images)
-            answers.append(predict(model, x if size is None else resize(x, size), tta=tta))
-        runtime.alive()
-    model.train(was_training)
+    try:
+        for images in data.loader.epoch(ids):
+            with runtime.autocast():
+                x = augment(images)
+                answers.append(predict(model, x if size is None else resize(x, size), tta=tta))
+            runtime.alive()
+            after_batch()
+        if rest and len(ids) == share and share % data.batch_size == 0:
+            after_batch()  # the ranks that have an image more have a batch more
+    finally:
+        model.train(was_training)
     own = torch.cat(answers).cpu() if answers else None
     logits = torch.cat([part for part in runtime.gather(own) if part is not None])
     if len(logits) != len(data.ids):

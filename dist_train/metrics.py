@@ -178,14 +178,16 @@ class Progress:
 
     def line(self, window: Window) -> dict[str, float]:
         """The window as metrics; throughput is that of this process's part of it."""
-        if not self._steps:  # all of them were skipped
-            return {}
+        learnt = {}
+        if window.samples:
+            learnt["train/loss"] = window.loss_sum / window.samples
+            learnt["train/accuracy"] = window.correct / window.samples
+        if not self._steps:  # all were skipped, or trained by an earlier process
+            return learnt
         now, before = self._clock.read(), self._before
         seconds = now["train"] - before["train"]
         rate, world_size = sum(self._samples) / seconds, self._runtime.world_size
-        line = {
-            "train/loss": window.loss_sum / window.samples,
-            "train/accuracy": window.correct / window.samples,
+        line = learnt | {
             "perf/images_per_second": rate,
             "perf/images_per_second_per_device": rate / world_size,
             "perf/data_wait": (now["data_wait"] - before["data_wait"]) / seconds,

@@ -18,6 +18,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
 
 
+class Interrupted(Exception):
+    """An evaluation was given up, as the run is asked to stop."""
+
+
 class Preempted(Exception):
     """The run was asked to stop, and has saved what it needs to go on."""
 
@@ -73,6 +77,15 @@ class Requests:
         assert work is not None
         self._vote = votes, work
         return decided
+
+    def interrupt(self) -> None:
+        """Asked after each batch of an evaluation, as often by every rank.
+
+        Raises:
+            Interrupted: on all ranks alike.
+        """
+        if self().stop:
+            raise Interrupted
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: sets a flag, nothing else. A second SIGINT quits at once."""

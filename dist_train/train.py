@@ -1,13 +1,13 @@
 """The training loop. Read this file first: it goes from top to bottom in the order of a run."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from dist_train.optim.averaging import averaged_copy
 from dist_train.optim.losses import LOSSES
 from dist_train.optim.schedules import reduce_on_plateau
 from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
-from dist_train.preemption import Preempted, Requests, watch
+from dist_train.preemption import Interrupted, Preempted, Requests, watch
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.step import Step
@@ -177,6 +177,10 @@ class Trainer:
             self.save(best=False)  # to have somewhere to go back to
         every = self.config.checkpoint.every_minutes * 60
         with self.clock.phase("train"), watch(self.folder / "STOP", self.here, every) as asked:
+            if self.carried.samples and self.is_logged(self.step):
+                self.progress.restart(self.carried)  # the evaluation here had been interrupted
+                self.after_step(asked)
+                self.carried = Window()
             while self.step < self.total_steps:
                 try:
                     self.train_on(asked)
@@ -236,11 +240,11 @@ class Trainer:
         stop = decision.stop and not last
         eval_due = last or is_due(self.step, self.eval_steps)
         log_due = self.is_logged(self.step)
-        save_due = last or stop or decision.save or is_due(self.step, save_steps)
+        save_due = last or decision.save or is_due(self.step, save_steps)
         improved = False
-        if log_due or save_due:
+        if log_due or save_due or stop:
             window = self.progress.window()
-            self.check_finite(window, weights_too=save_due)
+            self.check_finite(window, weights_too=save_due or stop)
         if log_due:
             self.last_line = {
                 "step": self.step,
@@ -251,7 +255,11 @@ class Trainer:
             }
             if eval_due:
                 # Before the end, at the size that is being trained: another one says little.
-                self.result = self.evaluate(None if last else self.sizes[self.step - 1])
+                size = None if last else self.sizes[self.step - 1]
+                try:
+                    self.result = self.evaluate(size, asked.interrupt)
+                except Interrupted:
+                    self.stop(window)
                 improved = self.result.accuracy > self.best_accuracy
                 self.best_accuracy = max(self.best_accuracy, self.result.accuracy)
                 self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
@@ -262,13 +270,25 @@ class Trainer:
             self.trackers.log(self.last_line)
             self.progress.restart()
             window = Window()
+        if stop:
+            self.stop(window)
         if save_due or improved:
             self.save(window, best=improved)
             asked.saved()
-        if stop:
-            stopped = f"{self.folder} stopped after step {self.step}"
-            self.trackers.warn(STOPPED, stopped)
-            raise Preempted(f"{stopped}; run again to go on")
+
+    def stop(self, window: Window) -> NoReturn:
+        """Ends the process's part of the run.
+
+        Args:
+            window: what was trained since the last line of metrics.
+
+        Raises:
+            Preempted: the run is saved.
+        """
+        self.save(window, best=False)
+        stopped = f"{self.folder} stopped after step {self.step}"
+        self.trackers.warn(STOPPED, stopped)
+        raise Preempted(f"{stopped}; run again to go on")
 
     def adapt(self, result: Evaluation) -> None:
         """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
@@ -316,14 +336,23 @@ class Trainer:
 
     # Evaluating, saving, ending
 
-    def evaluate(self, size: int | None = None) -> Evaluation:
+    def evaluate(
+        self, size: int | None = None, after_batch: Callable[[], None] = lambda: None
+    ) -> Evaluation:
         """The model, or the average of its weights, on the images a run is judged by."""
         self.here.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
             self.here.average_buffers(self.model)
             if self.averaged is not None:
                 self.here.average_buffers(self.averaged.module)
-            return evaluate(self.judged_model, self.augment, self.judge, self.here, size=size)
+            return evaluate(
+                self.judged_model,
+                self.augment,
+                self.judge,
+                self.here,
+                size=size,
+                after_batch=after_batch,
+            )
 
     def look_again(self, plain: Evaluation) -> Evaluation | None:
         """With test-time augmentation, if that is asked for."""

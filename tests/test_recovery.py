@@ -256,6 +256,26 @@ def test_a_stop_file_stops_a_single_process_after_a_step(small: Config) -> None:
         train(small)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_stop_does_not_wait_for_an_evaluation(small: Config, steps: int) -> None:
+    # Every step ends an epoch; with `steps` 1 it is the last evaluation that is given up.
+    settings = replace(small.train, epochs=steps)
+    small = replace(small, data=replace(small.data, batch_size=500), train=settings)
+    train(replace(small, name="whole"))
+    run_folder = folder(small)
+    run_folder.mkdir(parents=True)
+    (run_folder / "STOP").touch()
+    with pytest.raises(Preempted, match="stopped after step 1;"):
+        train(small)
+    assert metrics(run_folder) == []
+    (run_folder / "STOP").unlink()
+    assert train(small)["resumed_from_step"] == [1]
+    assert_same_weights(small, replace(small, name="whole"))
+    for line, other in zip(metrics(run_folder), metrics(run_folder.parent / "whole"), strict=True):
+        for name in ("step", "train/loss", "train/accuracy", "test/accuracy", "test/loss"):
+            assert line[name] == other[name]
+
+
 def test_parts_of_a_batch_train_like_the_whole(small: Config) -> None:
     mixing: DataConfig = replace(small.data, cutmix=1.0)
     for data in (small.data, mixing):
