@@ -270,8 +270,10 @@ def pretrained(settings: ModelConfig, model: nn.Module, runtime: Runtime, *, fre
     transfer.freeze(model, settings.freeze)
 
 
-def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """The optimizers, with peak learning rates."""
+def optimizers(
+    settings: OptimConfig, model: nn.Module, *, same_gradients: bool = True
+) -> list[torch.optim.Optimizer]:
+    """The optimizers, with peak learning rates; see optim.build."""
     bias_learning_rate, backbone = settings.bias_learning_rate, settings.backbone_learning_rate
     differs = backbone is not None and backbone != settings.learning_rate
     return optim.build(
@@ -288,4 +290,5 @@ def optimizers(settings: OptimConfig, model: nn.Module) -> list[torch.optim.Opti
         muon_momentum=settings.muon_momentum,
         backbone_factor=(backbone or 0.0) / settings.learning_rate if differs else 1.0,
         head=transfer.head_names(model) if differs else (),
+        same_gradients=same_gradients,
     )

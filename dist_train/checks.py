@@ -112,6 +112,11 @@ def check_train(train: TrainConfig) -> None:
     at_least("--train.log_every", train.log_every, 1)
     at_least("--train.eval_every", train.eval_every, 0)
     at_least("--train.accumulate", train.accumulate, 1)
+    at_least("--train.local_steps", train.local_steps, 1)
+    require(
+        train.local_steps == 1 or train.select == 1,
+        f"--train.local_steps {train.local_steps}: does not go with --train.select {train.select}",
+    )
     at_least("--train.max_skips", train.max_skips, 0)
     require_steps("--train.profile", train.profile)
     require(0 <= train.ema < 1, f"--train.ema {train.ema}: expected 0 to less than 1")

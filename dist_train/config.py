@@ -166,6 +166,9 @@ class TrainConfig:
     """Epochs between evaluations; the last step is always evaluated. 0: only the last."""
     accumulate: int = 1
     """Parts in which a batch goes through the model, one after the other, to save memory."""
+    local_steps: int = 1
+    """Steps that ranks train on their own before their weights and momenta are averaged (local
+    SGD, Stich, 2019), for slow networks; 1: gradients are averaged in each step."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is what is evaluated and kept; 0 is off."""
     non_finite: Literal["stop", "skip"] = "stop"

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,7 +79,7 @@ class Runtime:
         """
         if self.world_size == 1:
             return module
-        # Buffers are averaged when they are needed (`average_buffers`), not sent at each forward.
+        # Buffers are averaged when they are needed (`average`), not sent at each forward.
         # torch 2.15 renamed the argument.
         renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
         no_sync = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -124,17 +124,15 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
-    def average_gradients(self, model: nn.Module) -> None:
-        """For a small model that DDP does not wrap."""
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                self.sum(parameter.grad).div_(self.world_size)
-
-    def average_buffers(self, model: nn.Module) -> None:
-        """Gives all ranks the mean of BatchNorm's running statistics."""
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                self.sum(buffer).div_(self.world_size)
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all ranks the mean of float tensors, in place and in one message."""
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if self.world_size == 1 or not floats:
+            return
+        message = self.sum(torch.cat([tensor.float().flatten() for tensor in floats]))
+        parts = torch.split(message.div_(self.world_size), [tensor.numel() for tensor in floats])
+        for tensor, part in zip(floats, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value on every rank."""

@@ -65,7 +65,8 @@ class Selector:
     def _learn(self, loss: Tensor, step: int, total_steps: int) -> None:
         set_learning_rates(self.optimizers, self.settings, step, total_steps)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.runtime.average_gradients(self.step.model)
+        gradients = [parameter.grad for parameter in self.step.model.parameters()]
+        self.runtime.average(gradient for gradient in gradients if gradient is not None)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

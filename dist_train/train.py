@@ -118,14 +118,17 @@ class Trainer:
         self.norms = grouped_norms(self.model)
         if self.selector is not None:
             self.norms += grouped_norms(self.selector.step.model)
-        self.optimizers = build.optimizers(config.optim, self.model)
+        self.alone = config.train.local_steps > 1
+        """Whether ranks train on their own between two meetings."""
+        self.optimizers = build.optimizers(config.optim, self.model, same_gradients=not self.alone)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
         averages = config.train.ema or config.train.average_tail
         self.averaged = averaged_copy(self.model, config.train.ema) if averages else None
         self.augment.to(here.device)
         self.loss_of = LOSSES[config.train.loss]
         step = Step(self.model, self.augment, here, self.loss_of, config.train.label_smoothing)
-        self.objective = here.distribute(step, config.runtime.gradient_compression)
+        compression = config.runtime.gradient_compression
+        self.objective = step if self.alone else here.distribute(step, compression)
         here.compile(self.objective)
 
         self.steps_per_epoch = self.batches.order.steps_per_epoch
@@ -222,6 +225,8 @@ class Trainer:
         clip, logged = self.config.optim.gradient_clip, self.is_logged(self.step + 1)
         with self.profiler.part("optimizer"):
             gradient_norm = update(self.optimizers, self.scaler, self.model, clip, with_norm=logged)
+        if is_due(self.step + 1, self.config.train.local_steps):
+            self.meet()
         if self.averaged is not None and self.step >= self.average_from:
             self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
@@ -242,6 +247,8 @@ class Trainer:
         log_due = self.is_logged(self.step)
         save_due = last or decision.save or is_due(self.step, save_steps)
         improved = False
+        if eval_due or save_due or stop:
+            self.meet()
         if log_due or save_due or stop:
             window = self.progress.window()
             self.check_finite(window, weights_too=save_due or stop)
@@ -289,6 +296,15 @@ class Trainer:
         stopped = f"{self.folder} stopped after step {self.step}"
         self.trackers.warn(STOPPED, stopped)
         raise Preempted(f"{stopped}; run again to go on")
+
+    def meet(self) -> None:
+        """Gives ranks that train on their own the mean of their weights and momenta."""
+        if self.alone:
+            states = [state for each in self.optimizers for state in each.state.values()]
+            values = [value for state in states for value in state.values()]
+            moments = [value for value in values if torch.is_tensor(value) and value.ndim]
+            with torch.no_grad():
+                self.here.average([*self.model.parameters(), *moments])
 
     def adapt(self, result: Evaluation) -> None:
         """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
@@ -342,9 +358,9 @@ class Trainer:
         """The model, or the average of its weights, on the images a run is judged by."""
         self.here.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
-            self.here.average_buffers(self.model)
+            self.here.average(self.model.buffers())
             if self.averaged is not None:
-                self.here.average_buffers(self.averaged.module)
+                self.here.average(self.averaged.module.buffers())
             return evaluate(
                 self.judged_model,
                 self.augment,

@@ -21,8 +21,8 @@ RATIOS = {
     "loader": {
         "stream_vs_ffcv_raw",
         "stream_vs_torchvision",
-        "ready_vs_torchvision",
-        "ready_vs_torchvision_eager",
+        "uint8_vs_torchvision_uint8",
+        "stream_vs_torchvision_eager",
         "augmented_vs_ffcv_augmented",
         "augmented_vs_ffcv_augmented_eager",
         "first_batch_seconds",

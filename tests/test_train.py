@@ -309,6 +309,36 @@ def test_the_curve_does_not_depend_on_the_world_size(
         assert summary(other)["test_loss"] == pytest.approx(summary(one)["test_loss"], abs=1e-4)
 
 
+def test_ranks_that_meet_after_each_step_draw_the_curve_of_shared_gradients(
+    tmp_path: Path, cache: Path
+) -> None:
+    # The mean of the weights is as good as the mean of the gradients while ranks meet in each
+    # step, which they do for an evaluation: here after each epoch, of one step.
+    flags = [
+        *("cnn2", *SMALL, "--data.cache", str(cache), "--data.batch_size", "500"),
+        *("--train.epochs", "5", "--train.log_every", "1", "--optim.learning_rate", "0.02"),
+    ]
+    for name, more in {"shared": [], "local": ["--train.local_steps", "100"]}.items():
+        done = torchrun(2, "train", *flags, "--name", name, *more, cwd=tmp_path)
+        assert done.returncode == 0
+    shared, local = (metrics(tmp_path / "runs" / name) for name in ("shared", "local"))
+    for a, b in zip(shared, local, strict=True):
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-5)
+        assert b["test/loss"] == pytest.approx(a["test/loss"], rel=1e-5)
+    # Without meetings they see their own samples only.
+    more = [
+        "--train.local_steps",
+        "100",
+        "--train.eval_every",
+        "0",
+        "--checkpoint.every_steps",
+        "9",
+    ]
+    assert torchrun(2, "train", *flags, "--name", "alone", *more, cwd=tmp_path).returncode == 0
+    last = metrics(tmp_path / "runs" / "alone")[-1]
+    assert last["train/loss"] != pytest.approx(shared[-1]["train/loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_accelerate_launch_runs_the_main_job(processes: int, tmp_path: Path, cache: Path) -> None:
     config_file = "one_process.yaml" if processes == 1 else "cpu.yaml"

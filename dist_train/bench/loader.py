@@ -43,8 +43,8 @@ SECONDS, REPEATS = 0.4, 3
 def measure(settings: Settings) -> Measurements:
     """stream_vs_ffcv_raw, stream_vs_torchvision, augmented_vs_ffcv_augmented, first_batch_seconds.
 
-    The first two are of uint8 batches; `ready_vs_torchvision` is of cropped, mirrored, normalised
-    ones, ready for the model.
+    `stream_vs_torchvision` compares batches that are cropped, mirrored and normalised, ready for
+    the model; `uint8_vs_torchvision_uint8` those without any transformation.
 
     Raises:
         UserError: there is no data.
@@ -79,12 +79,12 @@ def measure(settings: Settings) -> Measurements:
             return min(over(ours, f"torchvision_{kind}_{workers}_workers") for workers in WORKERS)
 
         found.ratios["stream_vs_ffcv_raw"] = over("stream", "ffcv_raw")
-        found.ratios["stream_vs_torchvision"] = over_torchvision("stream", "uint8")
+        found.ratios["uint8_vs_torchvision_uint8"] = over_torchvision("stream", "uint8")
         # The names without a suffix are of the step as it is on a GPU: compiled.
         for suffix, how in {"": "compiled", "_eager": "eager"}.items():
             if f"stream_crop_flip_{how}" not in contestants:
                 continue
-            found.ratios["ready_vs_torchvision" + suffix] = over_torchvision(
+            found.ratios["stream_vs_torchvision" + suffix] = over_torchvision(
                 f"stream_crop_flip_{how}", "ready"
             )
             found.ratios["augmented_vs_ffcv_augmented" + suffix] = over(

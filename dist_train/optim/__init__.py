@@ -22,12 +22,14 @@ def build(
     muon_momentum: float,
     backbone_factor: float = 1.0,
     head: Collection[str] = (),
+    same_gradients: bool = True,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model; each group's `peak_lr` is what schedules scale.
 
     Args:
         backbone_factor: by which learning rates of all that is not `head` are multiplied.
         head: names of the head's parameters.
+        same_gradients: whether all ranks hold the same ones; see muon.Muon.
 
     The others are explained in config.OptimConfig.
     """
@@ -61,7 +63,9 @@ def build(
     else:
         chosen = [torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov)]
     if muon_groups:
-        chosen.append(Muon(muon_groups, lr=muon_learning_rate, momentum=muon_momentum))
+        chosen.append(
+            Muon(muon_groups, lr=muon_learning_rate, momentum=muon_momentum, shared=same_gradients)
+        )
     for group in (group for each in chosen for group in each.param_groups):
         group["peak_lr"] = group["lr"]
     return chosen

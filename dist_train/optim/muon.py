@@ -22,10 +22,14 @@ class Muon(torch.optim.Optimizer):
         params: weights of two or more dimensions, or groups of them.
         lr: step size.
         momentum: of the gradient's running sum.
+        shared: whether all ranks hold the same gradients, and may share out the work.
     """
 
-    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float) -> None:
+    def __init__(
+        self, params: Iterable[Any], *, lr: float, momentum: float, shared: bool = True
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.shared = shared
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -38,7 +42,8 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(parameter.shape, []).append((parameter, update))
             for same in by_shape.values():
                 stacked = torch.stack([update.reshape(len(update), -1) for _, update in same])
-                for (parameter, _), update in zip(same, shared_out(stacked), strict=True):
+                matrices = shared_out(stacked) if self.shared else orthogonalize(stacked)
+                for (parameter, _), update in zip(same, matrices, strict=True):
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
                     parameter.add_(update.view(parameter.shape), alpha=-group["lr"])
 
