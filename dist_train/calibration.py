@@ -3,12 +3,12 @@
 After Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from dist_train.figures import COLOURS, INK, as_png, new_figure, styled
 from dist_train.files import write_atomically
 
 BINS = 15
@@ -54,39 +54,30 @@ def plot_reliability(calibration: Calibration, path: Path, title: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
     bins = len(calibration.share)
     left = [number / bins for number in range(bins)]
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(5, 6), sharex=True, height_ratios=(3, 1), layout="constrained"
-    )
-    for axis, heights in ((above, calibration.accuracy), (below, calibration.share)):
-        axis.bar(left, heights.tolist(), 1 / bins, align="edge", edgecolor="white", color="C0")
-        axis.yaxis.set_major_formatter("{x:.0%}")
-        axis.grid(alpha=0.3)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
     filled = calibration.share > 0
     confidence, accuracy = calibration.confidence[filled], calibration.accuracy[filled]
-    above.plot((0, 1), (0, 1), "--", color="black", linewidth=1, label="as often as it says")
-    above.plot(
-        confidence.tolist(),
-        accuracy.tolist(),
-        "o-",
-        color="C3",
-        markersize=4,
-        label="mean of a bin",
-    )
-    above.set(ylabel="right", ylim=(0, 1), xlim=(0, 1))
-    above.set_title(f"{title}: calibration error {calibration.error:.2%}", fontsize=10)
-    above.legend(frameon=False, loc="upper left")
-    below.set(xlabel="confidence", ylabel="images")
-    below.xaxis.set_major_formatter("{x:.0%}")
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png", dpi=120)
-        plt.close(figure)
-        write_atomically(path, buffer.getvalue())
+    with styled():
+        figure, panels = new_figure(2, 1, (5, 6), sharex=True, height_ratios=(3, 1))
+        above, below = panels[:, 0]
+        for axis, heights in ((above, calibration.accuracy), (below, calibration.share)):
+            axis.bar(
+                left, heights.tolist(), 1 / bins, align="edge", edgecolor="white", color=COLOURS[0]
+            )
+            axis.yaxis.set_major_formatter("{x:.0%}")
+        above.plot((0, 1), (0, 1), "--", color=INK, linewidth=1, label="as often as it says")
+        above.plot(
+            confidence.tolist(),
+            accuracy.tolist(),
+            "o-",
+            color=COLOURS[1],
+            markersize=4,
+            label="mean of a bin",
+        )
+        above.set(ylabel="right", ylim=(0, 1), xlim=(0, 1))
+        above.set_title(f"{title}: calibration error {calibration.error:.2%}")
+        above.legend(loc="upper left")
+        below.set(xlabel="confidence", ylabel="images")
+        below.xaxis.set_major_formatter("{x:.0%}")
+        write_atomically(path, as_png(figure))

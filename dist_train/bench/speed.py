@@ -28,6 +28,7 @@ from dist_train.checks import at_least, require, within
 from dist_train.config import Config, TrackingConfig
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
+from dist_train.figures import COLOURS, GRID, as_png, new_figure, styled
 from dist_train.files import write_atomically
 from dist_train.flops import TRAINING_FLOPS, forward_flops
 from dist_train.train import train
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     runs.write_json(folder / "speed.json", report)
     lines = (json.dumps(line) + "\n" for line in [*report["runs"], *report["rival_runs"]])
     write_atomically(folder / "runs.jsonl", "".join(lines).encode())
+    write_atomically(folder / "speed.png", picture(report))
     print(json.dumps(report) if own.json else describe(report))
     return report
 
@@ -304,6 +306,25 @@ def matmul_peak(here: runtime.Runtime, size: int = 2048, seconds: float = 1.0) -
         here.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def picture(report: dict[str, Any]) -> bytes:
+    """Accuracy against seconds of every run, as a PNG."""
+    with styled():
+        figure, panels = new_figure(1, 1, (6, 4))
+        panel = panels[0, 0]
+        own, rivals = report["runs"], report["rival_runs"]
+        for colour, name, found in ((0, report["recipe"], own), (1, "rival", rivals)):
+            known = [run for run in found if run["accuracy"] is not None]
+            places = ([run["seconds"] for run in known], [run["accuracy"] for run in known])
+            if known:
+                panel.plot(*places, "o", color=COLOURS[colour], label=name)
+        if report["target"] is not None:
+            panel.axhline(report["target"], color=GRID, label="target")
+        panel.set(xlabel="seconds", ylabel="test accuracy", xlim=(0, None))
+        panel.yaxis.set_major_formatter("{x:.1%}")
+        panel.legend()
+        return as_png(figure)
 
 
 def describe(report: dict[str, Any]) -> str:

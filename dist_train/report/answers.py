@@ -12,7 +12,7 @@ from dist_train.data import beton
 from dist_train.data.order import split
 from dist_train.data.prepare import folder_of
 from dist_train.errors import UserError
-from dist_train.report.figures import COLOURS, new_figure
+from dist_train.figures import COLOURS, new_figure
 from dist_train.report.groups import Floats, Group
 from dist_train.report.reading import Run
 

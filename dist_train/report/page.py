@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from dist_train.errors import UserError
+from dist_train.figures import COLOURS, as_png, as_svg, styled
 from dist_train.report import plots
 from dist_train.report.answers import (
     Answers,
@@ -16,7 +17,6 @@ from dist_train.report.answers import (
     draw_mistakes,
     judged_images,
 )
-from dist_train.report.figures import COLOURS, as_png, as_svg, styled
 from dist_train.report.groups import Axis, Group, grouped
 from dist_train.report.reading import Run, read_run
 from dist_train.report.tables import Table, differences, experiments, results

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.report.figures import COLOURS, new_figure, styled, with_legend
+from dist_train.figures import COLOURS, new_figure, styled, with_legend
 from dist_train.report.groups import Axis, Group, curve
 from dist_train.report.reading import Run, is_number, read_run
 

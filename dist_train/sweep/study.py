@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from dist_train.figures import COLOURS, as_png, new_figure, styled, with_legend
+from dist_train.files import write_atomically
 from dist_train.sweep.plan import Sweep, tail
 
 
@@ -56,32 +58,46 @@ def table(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], varied: Sequence[str], path: Path) -> None:
-    """Mean accuracy with its deviation against the first field, a line for each of the rest."""
-    import matplotlib as mpl
+    """Accuracy and seconds of training against the first field, a colour for each of the rest.
 
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
+    Means with the deviation over seeds. Numbers are joined by lines, names are not.
 
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    first, others = varied[:1], varied[1:]
+    Raises:
+        UserError: the file cannot be written.
+    """
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["n"]:
-            lines.setdefault(", ".join(f"{tail(o)} {row[o]}" for o in others), []).append(row)
-    for label, points in lines.items():
-        axis.errorbar(
-            [row[first[0]] if first else "" for row in points],
-            [row["accuracy_mean"] for row in points],
-            [row["accuracy_std"] or 0 for row in points],
-            marker="o",
-            capsize=3,
-            label=label,
-        )
-    axis.set(xlabel=first[0] if first else "", ylabel=f"{rows[0]['accuracy_of']} accuracy")
-    axis.yaxis.set_major_formatter("{x:.1%}")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    if others:
-        axis.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+            label = ", ".join(f"{tail(field)} {row[field]}" for field in varied[1:])
+            lines.setdefault(label, []).append(row)
+    first = varied[0] if varied else "recipe"
+    values = list(dict.fromkeys(row.get(first, "") for row in rows))
+    numeric = all(isinstance(value, int | float) for value in values) and len(values) > 1
+    with styled():
+        figure, panels = new_figure(1, 2, (11, 4))
+        for number, (label, points) in enumerate(lines.items()):
+            x = [row.get(first, "") for row in points]
+            shift = 0.0 if numeric else 0.12 * (number - (len(lines) - 1) / 2)
+            places = x if numeric else [values.index(value) + shift for value in x]
+            style = {"color": COLOURS[number % len(COLOURS)], "fmt": "o-" if numeric else "o"}
+            means = [row["accuracy_mean"] for row in points]
+            spread = [row["accuracy_std"] or 0 for row in points]
+            panels[0, 0].errorbar(places, means, spread, capsize=3, label=label or None, **style)
+            panels[0, 1].errorbar(places, [row["train_seconds_mean"] for row in points], **style)
+        for panel in panels.flat:
+            panel.set_xlabel(first)
+            if numeric:
+                panel.set_xticks(values, [f"{value:g}" for value in values])
+            else:
+                panel.set_xticks(range(len(values)), [str(value) for value in values])
+                panel.tick_params(axis="x", rotation=30 if len(values) > 3 else 0)
+            if numeric and min(values) > 0 and max(values) >= 8 * min(values):
+                panel.set_xscale("log")
+                panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+                panel.minorticks_off()
+        panels[0, 0].set_ylabel(f"{rows[0]['accuracy_of']} accuracy")
+        panels[0, 0].yaxis.set_major_formatter("{x:.1%}")
+        panels[0, 1].set(ylabel="seconds of training", ylim=(0, None))
+        if len(lines) > 1:
+            with_legend(figure, [panels[0, 0]])
+        write_atomically(path, as_png(figure))
