@@ -23,7 +23,7 @@ from dist_train.flops import forward_flops
 from dist_train.metrics import Clock, Progress, Window
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import averaged_copy
-from dist_train.optim.losses import LOSSES
+from dist_train.optim.losses import LOSSES, probabilities
 from dist_train.optim.schedules import reduce_on_plateau
 from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
 from dist_train.preemption import Interrupted, Preempted, Requests, watch
@@ -273,7 +273,8 @@ class Trainer:
                 self.last_line[f"{self.judge.split}/best_accuracy"] = self.best_accuracy
                 self.last_line[f"{self.judge.split}/loss"] = self.result.loss
                 self.adapt(self.result)
-                self.trackers.evaluated(self.step, self.result.logits, self.result.labels)
+                shares = probabilities(self.result.logits, self.config.train.loss)
+                self.trackers.evaluated(self.step, shares.numpy(), self.result.labels.numpy())
             self.trackers.log(self.last_line)
             self.progress.restart()
             window = Window()

@@ -13,6 +13,7 @@ from dist_train.data.order import split
 from dist_train.data.prepare import folder_of
 from dist_train.errors import UserError
 from dist_train.figures import COLOURS, new_figure
+from dist_train.mistakes import confusion, surest_mistakes
 from dist_train.report.groups import Floats, Group
 from dist_train.report.reading import Run
 
@@ -37,16 +38,11 @@ class Answers:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """Images of each class (row) that were taken for each class (column): int64 (C, C)."""
-        classes = self.probabilities.shape[1]
-        pairs = self.labels * classes + self.probabilities.argmax(1)
-        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        return confusion(self.probabilities, self.labels)
 
     def worst(self, count: int) -> NDArray[np.int64]:
         """Positions of the wrong answers that were surest, most so first."""
-        said = self.probabilities.argmax(1)
-        wrong = np.flatnonzero(said != self.labels)
-        sure = self.probabilities[wrong, said[wrong]]
-        return wrong[np.argsort(-sure, kind="stable")][:count]
+        return surest_mistakes(self.probabilities, self.labels, count)
 
 
 def answers(group: Group) -> Answers | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_train.mistakes import Shares
 
 log = logging.getLogger("dist_train")
 
@@ -26,13 +28,13 @@ class Tracker:
     def log(self, metrics: Mapping[str, float]) -> None:
         """One line; `step` and `epoch` are among the metrics."""
 
-    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
+    def evaluated(self, step: int, probabilities: Shares, labels: NDArray[np.int64]) -> None:
         """Every answer of an evaluation; the line of this step follows.
 
         Args:
             step: optimizer steps done.
-            logits: float32 (N, classes), on the CPU.
-            labels: int64 (N,), on the CPU.
+            probabilities: float32 (N, classes).
+            labels: int64 (N,).
         """
 
     def checkpointed(self, step: int, path: Path, *, best: bool) -> None:
@@ -62,9 +64,9 @@ class Relay(Tracker):
         """See Tracker."""
         self.tell("log", metrics)
 
-    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
+    def evaluated(self, step: int, probabilities: Shares, labels: NDArray[np.int64]) -> None:
         """See Tracker."""
-        self.tell("evaluated", step, logits, labels)
+        self.tell("evaluated", step, probabilities, labels)
 
     def checkpointed(self, step: int, path: Path, *, best: bool) -> None:
         """See Tracker."""

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
+
+from dist_train.mistakes import Shares, confusion, surest_mistakes
+
+Labels = NDArray[np.int64]
 
 # Pictures and tables cost tens of milliseconds: once a minute is under a thousandth of the time.
 SECONDS_BETWEEN_PICTURES = 60.0
@@ -36,16 +40,16 @@ class Subject:
     images: Callable[[Sequence[int]], np.ndarray[Any, np.dtype[np.uint8]]]
     """uint8 (n, H, W, C) of rows of the evaluation."""
 
-    def curves(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def curves(self, probabilities: Shares, labels: Labels) -> dict[str, float]:
         """Accuracy of each class by the name of its curve; none of very many classes."""
         if len(self.classes) > MOST_CURVES:
             return {}
-        shares = self.accuracies(logits, labels)
+        shares = self.accuracies(probabilities, labels)
         return {f"{self.split}/accuracy/{name}": share for name, share in shares.items()}
 
-    def accuracies(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def accuracies(self, probabilities: Shares, labels: Labels) -> dict[str, float]:
         """Share of right answers by class; classes without an image are left out."""
-        table = self.confusion(logits, labels)
+        table = confusion(probabilities, labels)
         right, all_ = table.diagonal().tolist(), table.sum(1).tolist()
         return {
             name: good / total
@@ -53,21 +57,13 @@ class Subject:
             if total
         }
 
-    def confusion(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Images of each class (row) that were taken for each class (column): int64 (C, C)."""
-        count = len(self.classes)
-        pairs = labels * count + logits.argmax(1)
-        return pairs.bincount(minlength=count**2).view(count, count)
-
-    def worst(self, logits: Tensor, labels: Tensor, count: int = 16) -> list[Mistake]:
+    def worst(self, probabilities: Shares, labels: Labels, count: int = 16) -> list[Mistake]:
         """The wrong answers that the model was surest of, the surest first."""
-        confidence, guess = logits.softmax(1).max(1)
-        wrong = confidence.where(guess != labels, -1.0)
-        values, rows = wrong.topk(min(count, len(labels)))
+        rows = surest_mistakes(probabilities, labels, count)
+        found = zip(rows.tolist(), labels[rows], probabilities[rows], strict=True)
         return [
-            Mistake(row, self.classes[int(labels[row])], self.classes[int(guess[row])], value)
-            for value, row in zip(values.tolist(), rows.tolist(), strict=True)
-            if value >= 0
+            Mistake(row, self.classes[label], self.classes[shares.argmax()], float(shares.max()))
+            for row, label, shares in found
         ]
 
 

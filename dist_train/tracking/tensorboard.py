@@ -6,11 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dist_train.errors import UserError
+from dist_train.mistakes import Shares
 from dist_train.tracking import Tracker
-from dist_train.tracking.answers import Occasions, Subject
+from dist_train.tracking.answers import Labels, Occasions, Subject
 
 
 def require_installed() -> None:
@@ -72,12 +71,12 @@ class TensorBoard(Tracker):
         summary = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
         self._file.add_summary(Summary(value=summary), step)
 
-    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
+    def evaluated(self, step: int, probabilities: Shares, labels: Labels) -> None:
         """See Tracker."""
-        self._add(self._subject.curves(logits, labels), step)
+        self._add(self._subject.curves(probabilities, labels), step)
         if not self._occasions.due(step):
             return
-        worst = self._subject.worst(logits, labels)
+        worst = self._subject.worst(probabilities, labels)
         if worst:
             images = self._subject.images([mistake.row for mistake in worst])
             split = self._subject.split

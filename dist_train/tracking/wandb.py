@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from dist_train.mistakes import Shares, confusion
 from dist_train.preemption import EXIT_CODE
 from dist_train.tracking import STOPPED, Tracker
-from dist_train.tracking.answers import Occasions, Subject, pixels
+from dist_train.tracking.answers import Labels, Occasions, Subject, pixels
 from dist_train.tracking.wandb_setup import Place, start
 
 if TYPE_CHECKING:
@@ -87,27 +88,27 @@ class WandB(Tracker):
             self._last_step = step
             self._noted.write_text(str(step))
 
-    def evaluated(self, step: int, logits: Tensor, labels: Tensor) -> None:
+    def evaluated(self, step: int, probabilities: Shares, labels: Labels) -> None:
         """See Tracker."""
         if step <= self._last_step:
             return
-        self._pending = dict(self._subject.curves(logits, labels))
+        self._pending = dict(self._subject.curves(probabilities, labels))
         if self._occasions.due(step):
-            self._pending |= self._pictures(logits, labels)
+            self._pending |= self._pictures(probabilities, labels)
 
-    def _pictures(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    def _pictures(self, probabilities: Shares, labels: Labels) -> dict[str, Any]:
         import wandb
 
         subject, split = self._subject, self._subject.split
-        worst = subject.worst(logits, labels)
+        worst = subject.worst(probabilities, labels)
         images = list(subject.images([mistake.row for mistake in worst])) if worst else []
         mistakes = wandb.Table(columns=["image", "is", "taken for", "confidence", "row"])
         for image, mistake in zip(images, worst, strict=True):
             _, label, guess, confidence = mistake
             mistakes.add_data(wandb.Image(pixels(image)), label, guess, confidence, mistake.row)
-        shares = subject.accuracies(logits, labels)
+        shares = subject.accuracies(probabilities, labels)
         by_class = wandb.Table(columns=["class", "accuracy"], data=[*map(list, shares.items())])
-        counts = subject.confusion(logits, labels).tolist()
+        counts = confusion(probabilities, labels).tolist()
         pairs = [
             [actual, predicted, count]
             for actual, row in zip(subject.classes, counts, strict=True)

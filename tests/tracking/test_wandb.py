@@ -159,10 +159,10 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
 
 def test_pictures_of_the_surest_mistakes(tmp_path: Path) -> None:
     run = tracker(tmp_path / "run")
-    logits = torch.tensor([[9.0, 0, 0], [0, 3, 0], [0, 0, 5]])
-    run.evaluated(5, logits, torch.tensor([0, 1, 1]))  # too early for pictures
+    shares = np.array([[0.9, 0.1, 0], [0, 1, 0], [0.1, 0.2, 0.7]])
+    run.evaluated(5, shares, np.array([0, 1, 1]))  # too early for pictures
     run.log(line(5))
-    run.evaluated(10, logits, torch.tensor([1, 1, 1]))
+    run.evaluated(10, shares, np.array([1, 1, 1]))
     run.log(line(10))
     run.finish({})
     early, last = [x["item"] for x in of_type(records(tmp_path / "run"), "history")]
