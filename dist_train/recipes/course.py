@@ -19,17 +19,22 @@ def lenet() -> Config:
 
 
 def lenet_fast() -> Config:
-    """The tutorial's network in less time: batch 64, Adam, one cycle of the learning rate.
+    """The tutorial's network in less time: batch 256, Muon, one cycle of the learning rate.
 
-    56.5 % test accuracy (one seed, bf16); 9 s of training, in the sitting in which `lenet` took 52:
-    about a sixth of its time. A twentieth, which was wanted, was not reached; an epoch instead of
-    two gave 49-50 %.
+    55.5 % test accuracy (one seed, bf16), 5.7 s of training: docs/records has it beside the
+    tutorial's own program. With Adam at batch 64 and 2 epochs: 56.5 % in 9.4 s.
     """
     return Config(
-        data=DataConfig(batch_size=64, normalize="half"),
+        data=DataConfig(batch_size=256, normalize="half"),
         model=ModelConfig(name="lenet"),
-        optim=OptimConfig(optimizer="adam", learning_rate=0.003, schedule="one_cycle"),
-        train=TrainConfig(epochs=2),
+        optim=OptimConfig(
+            optimizer="muon",
+            learning_rate=0.2,
+            nesterov=True,
+            muon_learning_rate=0.04,
+            schedule="one_cycle",
+        ),
+        train=TrainConfig(epochs=1.75),
     )
 
 
