@@ -211,41 +211,30 @@ class StepTimes:
     """When steps and forward passes began and ended, by the device's clock, without waiting."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._cuda = runtime.device.type == "cuda"
         self._runtime = runtime
-        self._marks = [self._now()]
+        self._marks = [runtime.mark()]
         self._forward: list[tuple[Any, Any]] = []
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def _between(self, start: Any, end: Any) -> float:
-        return start.elapsed_time(end) / 1000 if self._cuda else end - start  # type: ignore[no-any-return]
 
     def step(self) -> None:
         """A step is over."""
-        self._marks.append(self._now())
+        self._marks.append(self._runtime.mark())
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Around a forward pass."""
-        start = self._now()
+        start = self._runtime.mark()
         yield
-        self._forward.append((start, self._now()))
+        self._forward.append((start, self._runtime.mark()))
 
     def forward_seconds(self) -> float:
         """Of all forward passes; waits for the device."""
         self._runtime.synchronize()
-        return sum(self._between(start, end) for start, end in self._forward)
+        return sum(self._runtime.seconds_between(start, end) for start, end in self._forward)
 
     def percentiles(self) -> dict[str, float]:
         """Of the seconds a step takes with everything between it and the one before."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
-        seconds = sorted(self._between(start, end) for start, end in pairs)
+        seconds = sorted(self._runtime.seconds_between(start, end) for start, end in pairs)
         chosen = {"p50": 0.5, "p95": 0.95, "max": 1.0}
         return {
             f"perf/step_seconds_{name}": seconds[round(share * (len(seconds) - 1))]

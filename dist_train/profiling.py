@@ -2,13 +2,11 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from dist_train.files import write_atomically
@@ -104,17 +102,9 @@ class _Recording:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         with record_function(name):
-            begin = self._mark()
+            begin = self._runtime.mark()
             yield
-            self._spans.append((name, begin, self._mark()))
-
-    def _mark(self) -> Any:
-        """Now, on the device that computes."""
-        if self._runtime.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+            self._spans.append((name, begin, self._runtime.mark()))
 
     def seconds(self) -> dict[str, float]:
         """Of all steps: `step` is all of training; waiting for data and the parts are in it."""
@@ -123,7 +113,7 @@ class _Recording:
         seconds = {"step": now["train"] - self._before["train"]}
         seconds["data"] = now["data_wait"] - self._before["data_wait"]
         for name, begin, end in self._spans:
-            span = end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
+            span = self._runtime.seconds_between(begin, end)
             seconds[name] = seconds.get(name, 0.0) + span
         return seconds
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -176,6 +177,18 @@ class Runtime:
         """Waits for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def mark(self) -> Any:
+        """Now, by the clock of the device that computes; does not wait for it."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds_between(self, start: Any, end: Any) -> float:
+        """Between two marks that the device has passed: call `synchronize` before."""
+        return start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start  # type: ignore[no-any-return]
 
     def device_name(self) -> str:
         """The GPU's name, or cpu."""

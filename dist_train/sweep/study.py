@@ -1,7 +1,6 @@
 """What came of a sweep: rows over seeds, as a table and a plot."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,6 +8,7 @@ from typing import Any
 
 from dist_train.figures import COLOURS, as_png, new_figure, styled, with_legend
 from dist_train.files import write_atomically
+from dist_train.runs import read_summary
 from dist_train.sweep.plan import Sweep, tail
 
 
@@ -17,9 +17,8 @@ def results(sweep: Sweep) -> list[dict[str, Any]]:
     rows = []
     for _, group in itertools.groupby(sweep.runs, key=lambda run: run.varied):
         runs = list(group)
-        summaries = [
-            json.loads((run.folder / "summary.json").read_text()) for run in runs if run.is_finished
-        ]
+        found = [read_summary(run.folder) for run in runs]
+        summaries = [summary for summary in found if summary is not None]
         split = "test" if all(s["test_accuracy"] is not None for s in summaries) else "validation"
         accuracies = [summary[f"{split}_accuracy"] for summary in summaries]
         rows.append(
