@@ -1,6 +1,6 @@
 """Every setting of a run, typed. Standard library only, so that it loads in no time.
 
-A recipe (recipes.py) returns a complete `Config`; the command line overrides single fields as
+A recipe (recipes/) returns a complete `Config`; the command line overrides single fields as
 `--section.field value`. Components never see the whole of it: train.py unpacks it for them.
 """
 
