@@ -41,6 +41,13 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
             ["--data.batch_size 500", "multiple", "--model.batch_norm_group 64"],
         ),
         ("lenet --data.mixup 1 --data.cutmix 1", ["--data.mixup", "--data.cutmix"]),
+        ("lenet --train.ema 0.9 --train.average_tail 0.5", ["--train.ema", "--train.average_tail"]),
+        ("lenet --train.tta_share 0", ["--train.tta_share 0", "above 0"]),
+        (
+            "cifar10_96 --train.select_group 300",
+            ["--train.select 0.5", "multiple", "--train.select_group (300)"],
+        ),
+        ("cifar10_96 --train.local_steps 4", ["--train.local_steps 4", "--train.select 0.5"]),
     ],
 )
 def test_a_wrong_command_line(arguments: str, expected: list[str], tmp_path: Path) -> None:
