@@ -105,22 +105,18 @@ class EvaluationData:
 
 
 def open_data(
-    data: DataConfig,
-    prepared: Prepared,
-    kind: str,
-    runtime: Runtime,
-    seed: int,
-    *,
-    multiple: int = 1,
+    config: Config, prepared: Prepared, kind: str, runtime: Runtime
 ) -> tuple[TrainBatches, EvaluationData]:
     """Batches to train on and images to evaluate on, for this rank.
-
-    Args:
-        multiple: samples that stay together on one rank.
 
     Raises:
         UserError: too few samples for a single step, or for the ranks.
     """
+    data, seed = config.data, config.seed
+    # So many samples stay together on one rank.
+    multiple = max(1, config.model.batch_norm_group)
+    if config.train.select < 1:
+        multiple = config.train.select_group
     manifest = prepared.manifest
     train_ids, held_out = split(manifest.train.samples, data.validation)
     train_ids = some(train_ids, data.fraction)

@@ -3,14 +3,12 @@
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dist_train.errors import UserError
 from dist_train.files import link_atomically, write_atomically
@@ -44,29 +42,6 @@ class TrainState:
     """See selection.Selector; empty without one."""
     data_checksum: str
     """Of the prepared training images."""
-
-    def restore(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        scaler: torch.amp.GradScaler,
-        *,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        """Loads what must come after DDP: optimizers, scaler and this rank's own buffers.
-
-        On another number of ranks every rank takes the mean of the buffers, as evaluation does.
-        """
-        for optimizer, values in zip(optimizers, self.optimizers, strict=True):
-            optimizer.load_state_dict(values)
-        scaler.load_state_dict(self.scaler)
-        for name, buffer in model.named_buffers():
-            of_ranks = [buffers[name] for buffers in self.buffers]
-            if len(of_ranks) == world_size or not buffer.is_floating_point():
-                buffer.copy_(of_ranks[min(rank, len(of_ranks) - 1)])
-            else:
-                buffer.copy_(torch.stack(of_ranks).mean(0))
 
 
 class Checkpoints:

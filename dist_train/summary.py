@@ -30,7 +30,7 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
     """The fields of summary.json; what was not measured is null."""
     config, here, split = trainer.config, trainer.here, trainer.judge.split
     seconds = trainer.clock.read()
-    parameters = trainer.model.parameters()
+    parameters = trainer.learner.model.parameters()
     return {
         "recipe": config.recipe,
         "dataset": config.data.dataset,
@@ -51,7 +51,7 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
         f"best_{split}_accuracy": trainer.best_accuracy,
         "images_per_second": trainer.batches.samples(trainer.total_steps) / seconds["train"],
         "parameters": sum(parameter.numel() for parameter in parameters),
-        "flops_per_image": trainer.flops,
+        "flops_per_image": trainer.learner.flops,
         "peak_memory_bytes": here.peak_memory_bytes(),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "step_seconds": step_seconds(trainer.folder / "profile"),

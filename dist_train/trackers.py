@@ -76,7 +76,7 @@ def start_trackers(trainer: Trainer) -> Trackers:
             artifacts=settings.artifacts,
             watched=None
             if settings.watch == "none"
-            else (trainer.model, settings.watch, config.train.log_every),
+            else (trainer.learner.model, settings.watch, config.train.log_every),
         )
         chosen.append(Background("W&B", make_wandb))
     return Trackers(chosen)

@@ -1,35 +1,24 @@
 """The training loop. Read this file first: it goes from top to bottom in the order of a run."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any, NoReturn
-
-import torch
-from torch import nn
 
 from dist_train import build, runs, runtime
 from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
-from dist_train.data.batches import Batch
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation, evaluate, look_again
-from dist_train.flops import forward_flops
+from dist_train.learner import Learner
 from dist_train.metrics import Clock, Progress, Window
-from dist_train.models.norm import grouped_norms
-from dist_train.optim.averaging import averaged_copy
-from dist_train.optim.losses import LOSSES, probabilities
-from dist_train.optim.schedules import reduce_on_plateau
-from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
+from dist_train.optim.losses import probabilities
 from dist_train.preemption import Interrupted, Preempted, Requests, watch
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
-from dist_train.step import Step
 from dist_train.summary import describe, summarise
 from dist_train.trackers import start_trackers
 from dist_train.tracking import STOPPED, Trackers
@@ -85,64 +74,24 @@ class Trainer:
         with clock.phase("prepare"):
             self.prepared = prepare_dataset(config.data)
             self.loader = build.choose_loader(config.data, self.prepared.manifest, here)
-            self.batches, self.judge = build.open_data(
-                config.data,
-                self.prepared,
-                self.loader,
-                here,
-                config.seed,
-                multiple=(
-                    config.train.select_group
-                    if config.train.select < 1
-                    else max(1, config.model.batch_norm_group)
-                ),
-            )
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-        state = here.on_main(self.checkpoints.load_latest)
-
-        # The order of building is a contract: the memory format before the optimizer sees the
-        # weights; the weights before DDP copies rank 0's; DDP before compile, which cuts its
-        # graph where DDP's buckets end; the optimizers' state last, when their weights are on the
-        # device.
-        manifest = self.prepared.manifest
-        self.augment = build.augmentation(config.data, manifest)
-        with clock.phase("initialise"):
-            self.model = here.place(build.network(config, self.prepared, self.augment))
-            self.selector = build.selector(config, self.prepared, self.augment, here)
-        self.flops = forward_flops(self.model, manifest.image_shape)
-        if config.model.sync_batch_norm:
-            self.model = here.synchronize_norms(self.model)
-        if state:
-            self.model.load_state_dict(state.model)
-        build.pretrained(config.model, self.model, here, fresh=state is None)
-        self.norms = grouped_norms(self.model)
-        if self.selector is not None:
-            self.norms += grouped_norms(self.selector.step.model)
-        self.alone = config.train.local_steps > 1
-        """Whether ranks train on their own between two meetings."""
-        self.optimizers = build.optimizers(config.optim, self.model, same_gradients=not self.alone)
-        self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
-        averages = config.train.ema or config.train.average_tail
-        self.averaged = averaged_copy(self.model, config.train.ema) if averages else None
-        self.augment.to(here.device)
-        self.loss_of = LOSSES[config.train.loss]
-        step = Step(self.model, self.augment, here, self.loss_of, config.train.label_smoothing)
-        compression = config.runtime.gradient_compression
-        self.objective = step if self.alone else here.distribute(step, compression)
-        here.compile(self.objective)
-
+            self.batches, self.judge = build.open_data(config, self.prepared, self.loader, here)
         self.steps_per_epoch = self.batches.order.steps_per_epoch
         self.eval_steps = config.train.eval_every * self.steps_per_epoch
         total_steps = max(1, round(config.train.epochs * self.steps_per_epoch))
         self.total_steps = min(total_steps, config.train.max_steps or total_steps)
-        tail = round(config.train.average_tail * self.total_steps)
-        self.average_from = self.total_steps - tail if tail else 0
-        self.sizes = build.image_sizes(config.data, manifest.image_shape[0], self.total_steps)
-        self.step, self.best_accuracy = 0, 0.0
-        self.skipped, self.resumed_from = set[int](), list[int]()
-        flops = None if config.data.resolutions else self.flops
+        full_size = self.prepared.manifest.image_shape[0]
+        self.sizes = build.image_sizes(config.data, full_size, self.total_steps)
+
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+        state = here.on_main(self.checkpoints.load_latest)
+        if state:
+            runs.check_data(folder, state.data_checksum, self.prepared)
+        self.learner = Learner(config, self.prepared, here, clock, sizes=self.sizes, state=state)
+        flops = None if config.data.resolutions else self.learner.flops
         self.progress, self.carried = Progress(here, clock, flops), Window()
         self.profiler = Profiler(config.train.profile, folder / "profile", here, clock)
+        self.step, self.best_accuracy = 0, 0.0
+        self.skipped, self.resumed_from = set[int](), list[int]()
         self.result: Evaluation | None = None
         self.last_line = dict[str, float]()
         if state:
@@ -152,7 +101,8 @@ class Trainer:
         if here.compile_backend is not None:
             compiling = working("compiling", visible=here.is_main)
             with clock.phase("compile"), compiling:
-                warm_up(self, set(self.sizes[self.step :]))
+                batch = next(self.batches.epoch(0))
+                self.learner.warm_up(batch, set(self.sizes[self.step :]))
         # All of it could be built: from now on the folder is this run's.
         here.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
         self.trackers = Trackers([])
@@ -196,41 +146,17 @@ class Trainer:
         with self.profiler.running(self.step):
             for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
                 if self.step not in self.skipped:
-                    self.train_step(batch)
+                    self.learner.learn(
+                        batch,
+                        self.step,
+                        self.progress,
+                        self.profiler,
+                        with_gradient_norm=self.is_logged(self.step + 1),
+                    )
                 self.step += 1
                 self.here.alive()
                 self.profiler.step(self.step)
                 self.after_step(asked)
-
-    def train_step(self, batch: Batch) -> None:
-        """Forward, backward, update. Nothing here waits for the device."""
-        set_learning_rates(self.optimizers, self.config.optim, self.step, self.total_steps)
-        for norm in self.norms:
-            norm.rank_share = batch.share
-        size = self.sizes[self.step]
-        if self.selector is not None:
-            batch = self.selector.choose(
-                batch, step=self.step, total_steps=self.total_steps, size=size
-            )
-        parts = batch.parts(self.config.train.accumulate)
-        outcomes = []
-        for part in parts:
-            with self.here.summing(self.objective, now=part is parts[-1]):
-                with self.progress.forward(), self.profiler.part("forward"):
-                    loss, correct = self.objective(part.images, part.labels, part.draws, size)
-                    loss = loss * part.share
-                with self.profiler.part("backward"):
-                    self.scaler.scale(loss).backward()
-            outcomes.append((loss.detach(), correct))
-        clip, logged = self.config.optim.gradient_clip, self.is_logged(self.step + 1)
-        with self.profiler.part("optimizer"):
-            gradient_norm = update(self.optimizers, self.scaler, self.model, clip, with_norm=logged)
-        if is_due(self.step + 1, self.config.train.local_steps):
-            self.meet()
-        if self.averaged is not None and self.step >= self.average_from:
-            self.averaged.update_parameters(self.model)
-        loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
-        self.progress.add(self.step, loss, correct, batch, gradient_norm)
 
     def after_step(self, asked: Requests) -> None:
         """A line of metrics, an evaluation, a checkpoint, a stop, where they are due.
@@ -248,7 +174,7 @@ class Trainer:
         save_due = last or decision.save or is_due(self.step, save_steps)
         improved = False
         if eval_due or save_due or stop:
-            self.meet()
+            self.learner.meet()
         if log_due or save_due or stop:
             window = self.progress.window()
             self.check_finite(window, weights_too=save_due or stop)
@@ -258,7 +184,7 @@ class Trainer:
                 "epoch": self.step / self.steps_per_epoch,
                 "time": time.time(),
                 **self.progress.line(window),
-                **learning_rates(self.optimizers),
+                **self.learner.learning_rates(),
             }
             if eval_due:
                 # Before the end, at the size that is being trained: another one says little.
@@ -272,7 +198,7 @@ class Trainer:
                 self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
                 self.last_line[f"{self.judge.split}/best_accuracy"] = self.best_accuracy
                 self.last_line[f"{self.judge.split}/loss"] = self.result.loss
-                self.adapt(self.result)
+                self.learner.adapt(self.result)
                 shares = probabilities(self.result.logits, self.config.train.loss)
                 self.trackers.evaluated(self.step, shares.numpy(), self.result.labels.numpy())
             self.trackers.log(self.last_line)
@@ -298,23 +224,6 @@ class Trainer:
         self.trackers.warn(STOPPED, stopped)
         raise Preempted(f"{stopped}; run again to go on")
 
-    def meet(self) -> None:
-        """Gives ranks that train on their own the mean of their weights and momenta."""
-        if self.alone:
-            states = [state for each in self.optimizers for state in each.state.values()]
-            values = [value for state in states for value in state.values()]
-            moments = [value for value in values if torch.is_tensor(value) and value.ndim]
-            with torch.no_grad():
-                self.here.average([*self.model.parameters(), *moments])
-
-    def adapt(self, result: Evaluation) -> None:
-        """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
-        settings = self.config.optim
-        if settings.schedule == "plateau":
-            loss = self.loss_of(result.logits, result.labels, 0.0).mean().item()
-            groups = [group for each in self.optimizers for group in each.param_groups]
-            reduce_on_plateau(groups, loss, decay=settings.decay, patience=settings.patience)
-
     def is_logged(self, step: int) -> bool:
         """Whether there is a line of metrics after so many steps: also with each evaluation."""
         every = (self.eval_steps, self.config.train.log_every)
@@ -324,7 +233,7 @@ class Trainer:
         """Raises NotFinite, on all ranks, for the first step that spoilt the model."""
         if window.bad_step is not None:
             raise NotFinite(window.bad_step)
-        if weights_too and not all_finite(self.model.parameters()):
+        if weights_too and not self.learner.is_finite():
             raise NotFinite(self.step - 1)
 
     def go_back(self, error: NotFinite) -> None:
@@ -345,7 +254,7 @@ class Trainer:
         state = self.here.on_main(self.checkpoints.load_latest)
         if state is None:
             raise UserError(f"{self.folder}: {error}, and there is no checkpoint to go back to")
-        self.model.load_state_dict(state.model)
+        self.learner.load(state)
         self.restore(state)
         self.skipped.add(error.step)
         self.trackers.rewind(self.step)
@@ -359,12 +268,9 @@ class Trainer:
         """The model, or the average of its weights, on the images a run is judged by."""
         self.here.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
-            self.here.average(self.model.buffers())
-            if self.averaged is not None:
-                self.here.average(self.averaged.module.buffers())
             return evaluate(
-                self.judged_model,
-                self.augment,
+                self.learner.judged_model(self.step),
+                self.learner.augment,
                 self.judge,
                 self.here,
                 size=size,
@@ -377,37 +283,24 @@ class Trainer:
         if tta == "none":
             return None
         with self.clock.phase("evaluate"):
-            judged, here = self.judged_model, self.here
-            return look_again(plain, judged, self.augment, self.judge, here, tta=tta, share=share)
-
-    @property
-    def judged_model(self) -> nn.Module:
-        """What is evaluated and kept."""
-        if self.averaged is None or self.step <= self.average_from:
-            return self.model
-        return self.averaged.module
+            model, augment = self.learner.judged_model(self.step), self.learner.augment
+            return look_again(plain, model, augment, self.judge, self.here, tta=tta, share=share)
 
     def save(self, window: Window | None = None, *, best: bool) -> None:
         """A checkpoint, written while training goes on."""
         with self.clock.phase("checkpoint"):
-            own = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
-            buffers = self.here.gather(own)
+            learnt = self.learner.state()
             if not self.here.is_main:
                 return
             path = self.checkpoints.save(
                 TrainState(
+                    **learnt,
                     step=self.step,
-                    model=self.model.state_dict(),
-                    optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-                    scaler=self.scaler.state_dict(),
-                    averaged=self.averaged.state_dict() if self.averaged is not None else {},
-                    buffers=list(buffers),
                     best_accuracy=self.best_accuracy,
                     seconds=self.clock.read(),
                     resumed_from=self.resumed_from,
                     window=asdict(window or Window()),
                     skipped=sorted(self.skipped),
-                    proxy=self.selector.state_dict() if self.selector is not None else {},
                     data_checksum=self.prepared.manifest.train.sha256,
                 ),
                 best=best,
@@ -415,19 +308,7 @@ class Trainer:
             self.trackers.checkpointed(self.step, path, best=best)
 
     def restore(self, state: TrainState) -> None:
-        """Everything but the weights, which come before DDP."""
-        runs.check_data(self.folder, state.data_checksum, self.prepared)
-        state.restore(
-            self.model,
-            self.optimizers,
-            self.scaler,
-            rank=self.here.rank,
-            world_size=self.here.world_size,
-        )
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state.averaged)
-        if self.selector is not None:
-            self.selector.load_state_dict(state.proxy)
+        """Everything but what the learner restores."""
         self.step, self.best_accuracy = state.step, state.best_accuracy
         self.skipped |= set(state.skipped)
         self.carried = Window(**state.window)
@@ -438,29 +319,14 @@ class Trainer:
         self.batches.loader.close()
         self.judge.loader.close()
         summary = summarise(self, result, with_tta)
+        kept = self.learner.judged_model(self.step)
         self.checkpoints.wait()
         if self.here.is_main:
             answers = {"logits": result.logits.half(), "labels": result.labels}
-            runs.finish(self.folder, self.judged_model.state_dict(), answers, summary)
+            runs.finish(self.folder, kept.state_dict(), answers, summary)
         self.trackers.finish(summary)
         self.here.say(runs.result_line(self.folder, summary))
         return summary
-
-
-def warm_up(trainer: Trainer, sizes: Iterable[int]) -> None:
-    """Compiles forward and backward for every image size; weights and buffers stay as they are."""
-    model, selector = trainer.model, trainer.selector
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    whole = next(trainer.batches.epoch(0))
-    for size in sizes:
-        batch = whole if selector is None else selector.warm_up(whole, size)
-        for part in batch.parts(trainer.config.train.accumulate):
-            loss, _ = trainer.objective(part.images, part.labels, part.draws, size)
-            (loss * 0).backward()
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 def is_due(step: int, every: int) -> bool:

@@ -275,9 +275,7 @@ def work(config: Config, found: Sequence[Run]) -> dict[str, Any]:
         prepared = prepare_dataset(config.data)
         height, _, channels = prepared.manifest.image_shape
         model = build.blank_network(config, prepared.manifest)
-        batches, judge = build.open_data(
-            config.data, prepared, "resident", here, config.seed, multiple=1
-        )
+        batches, judge = build.open_data(config, prepared, "resident", here)
         batches.loader.close()
         judge.loader.close()
         steps = round(config.train.epochs * batches.order.steps_per_epoch)

@@ -1,0 +1,216 @@
+"""The network with all that moves its weights: one step, and what a checkpoint keeps of it."""
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train import build
+from dist_train.checkpoint import TrainState
+from dist_train.config import Config
+from dist_train.data.batches import Batch
+from dist_train.data.prepare import Prepared
+from dist_train.evaluate import Evaluation
+from dist_train.flops import forward_flops
+from dist_train.metrics import Clock, Progress
+from dist_train.models.norm import grouped_norms
+from dist_train.optim.averaging import averaged_copy
+from dist_train.optim.losses import LOSSES
+from dist_train.optim.schedules import reduce_on_plateau
+from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
+from dist_train.profiling import Profiler
+from dist_train.runtime import Runtime
+from dist_train.step import Step
+
+
+class Learner:
+    """Built in the order that is a contract.
+
+    The memory format before the optimizer sees the weights; the weights before DDP copies rank 0's;
+    DDP before compile, which cuts its graph where DDP's buckets end; the optimizers' state last,
+    when their weights are on the device.
+
+    Args:
+        sizes: side in pixels of what the network sees, for each step of the run.
+        state: a checkpoint to go on from.
+
+    Raises:
+        UserError: the settings fit no network, or cannot be carried out here.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        here: Runtime,
+        clock: Clock,
+        *,
+        sizes: Sequence[int],
+        state: TrainState | None,
+    ) -> None:
+        self.config, self.here, self.sizes = config, here, sizes
+        train, manifest = config.train, prepared.manifest
+        self.augment = build.augmentation(config.data, manifest)
+        with clock.phase("initialise"):
+            self.model = here.place(build.network(config, prepared, self.augment))
+            self.selector = build.selector(config, prepared, self.augment, here)
+        self.flops = forward_flops(self.model, manifest.image_shape)
+        if config.model.sync_batch_norm:
+            self.model = here.synchronize_norms(self.model)
+        if state:
+            self.model.load_state_dict(state.model)
+        build.pretrained(config.model, self.model, here, fresh=state is None)
+        self.norms = grouped_norms(self.model)
+        if self.selector is not None:
+            self.norms += grouped_norms(self.selector.step.model)
+        self.alone = train.local_steps > 1
+        """Whether ranks train on their own between two meetings."""
+        self.optimizers = build.optimizers(config.optim, self.model, same_gradients=not self.alone)
+        self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
+        averages = train.ema or train.average_tail
+        self.averaged = averaged_copy(self.model, train.ema) if averages else None
+        tail = round(train.average_tail * len(sizes))
+        self.average_from = len(sizes) - tail if tail else 0
+        self.augment.to(here.device)
+        self.loss_of = LOSSES[train.loss]
+        step = Step(self.model, self.augment, here, self.loss_of, train.label_smoothing)
+        compression = config.runtime.gradient_compression
+        self.objective = step if self.alone else here.distribute(step, compression)
+        here.compile(self.objective)
+        if state:
+            self._restore(state)
+
+    def learn(
+        self,
+        batch: Batch,
+        step: int,
+        progress: Progress,
+        profiler: Profiler,
+        *,
+        with_gradient_norm: bool = False,
+    ) -> None:
+        """Forward, backward, update. Nothing here waits for the device.
+
+        Args:
+            step: optimizer steps done.
+            with_gradient_norm: whether `progress` is told of it.
+        """
+        settings, size, total_steps = self.config.train, self.sizes[step], len(self.sizes)
+        set_learning_rates(self.optimizers, self.config.optim, step, total_steps)
+        for norm in self.norms:
+            norm.rank_share = batch.share
+        if self.selector is not None:
+            batch = self.selector.choose(batch, step=step, total_steps=total_steps, size=size)
+        parts = batch.parts(settings.accumulate)
+        outcomes = []
+        for part in parts:
+            with self.here.summing(self.objective, now=part is parts[-1]):
+                with progress.forward(), profiler.part("forward"):
+                    loss, correct = self.objective(part.images, part.labels, part.draws, size)
+                    loss = loss * part.share
+                with profiler.part("backward"):
+                    self.scaler.scale(loss).backward()
+            outcomes.append((loss.detach(), correct))
+        with profiler.part("optimizer"):
+            norm_of_gradient = update(
+                self.optimizers,
+                self.scaler,
+                self.model,
+                self.config.optim.gradient_clip,
+                with_norm=with_gradient_norm,
+            )
+        if (step + 1) % settings.local_steps == 0:
+            self.meet()
+        if self.averaged is not None and step >= self.average_from:
+            self.averaged.update_parameters(self.model)
+        loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
+        progress.add(step, loss, correct, batch, norm_of_gradient)
+
+    def meet(self) -> None:
+        """Gives ranks that train on their own the mean of their weights and momenta."""
+        if self.alone:
+            states = [state for each in self.optimizers for state in each.state.values()]
+            values = [value for state in states for value in state.values()]
+            moments = [value for value in values if torch.is_tensor(value) and value.ndim]
+            with torch.no_grad():
+                self.here.average([*self.model.parameters(), *moments])
+
+    def judged_model(self, step: int) -> nn.Module:
+        """What is evaluated and kept after so many steps: the model, or the average of its weights.
+
+        BatchNorm's statistics are those of all ranks together from then on.
+        """
+        self.here.average(self.model.buffers())
+        if self.averaged is None:
+            return self.model
+        self.here.average(self.averaged.module.buffers())
+        return self.averaged.module if step > self.average_from else self.model
+
+    def adapt(self, result: Evaluation) -> None:
+        """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
+        settings = self.config.optim
+        if settings.schedule == "plateau":
+            loss = self.loss_of(result.logits, result.labels, 0.0).mean().item()
+            groups = [group for each in self.optimizers for group in each.param_groups]
+            reduce_on_plateau(groups, loss, decay=settings.decay, patience=settings.patience)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Of each group of parameters, by the names of metrics."""
+        return learning_rates(self.optimizers)
+
+    def is_finite(self) -> bool:
+        """Whether no weight is infinite or not a number; waits for the device."""
+        return all_finite(self.model.parameters())
+
+    def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
+        """Compiles forward and backward for image sizes; weights and buffers stay as they are."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        for size in sizes:
+            chosen = batch if self.selector is None else self.selector.warm_up(batch, size)
+            for part in chosen.parts(self.config.train.accumulate):
+                loss, _ = self.objective(part.images, part.labels, part.draws, size)
+                (loss * 0).backward()
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+    def state(self) -> dict[str, Any]:
+        """Its part of a TrainState; asked by all ranks together."""
+        own = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "buffers": list(self.here.gather(own)),
+            "averaged": self.averaged.state_dict() if self.averaged is not None else {},
+            "proxy": self.selector.state_dict() if self.selector is not None else {},
+        }
+
+    def load(self, state: TrainState) -> None:
+        """Goes back to a checkpoint."""
+        self.model.load_state_dict(state.model)
+        self._restore(state)
+
+    def _restore(self, state: TrainState) -> None:
+        """Everything but the weights, which come before DDP."""
+        for optimizer, values in zip(self.optimizers, state.optimizers, strict=True):
+            optimizer.load_state_dict(values)
+        self.scaler.load_state_dict(state.scaler)
+        for name, buffer in self.model.named_buffers():
+            restore_buffer(buffer, [of_rank[name] for of_rank in state.buffers], self.here)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state.averaged)
+        if self.selector is not None:
+            self.selector.load_state_dict(state.proxy)
+
+
+def restore_buffer(buffer: Tensor, of_ranks: Sequence[Tensor], here: Runtime) -> None:
+    """This rank's own; on another number of ranks the mean of all, as evaluation takes it."""
+    if len(of_ranks) == here.world_size or not buffer.is_floating_point():
+        buffer.copy_(of_ranks[min(here.rank, len(of_ranks) - 1)])
+    else:
+        buffer.copy_(torch.stack(list(of_ranks)).mean(0))
