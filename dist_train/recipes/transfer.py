@@ -20,7 +20,8 @@ def transfer_features() -> Config:
             pretrained="runs/quickstart",
             freeze=("backbone",),
         ),
-        optim=OptimConfig(optimizer="adam", learning_rate=0.01),
+        # The head's inputs are scaled down: its rate is as high as quickstart's is.
+        optim=OptimConfig(optimizer="adam", learning_rate=1.0),
         train=TrainConfig(epochs=10),
     )
 
@@ -31,5 +32,5 @@ def transfer_finetune() -> Config:
     return replace(
         base,
         model=replace(base.model, freeze=()),
-        optim=replace(base.optim, backbone_learning_rate=0.001),
+        optim=replace(base.optim, learning_rate=0.3, backbone_learning_rate=0.001),
     )
