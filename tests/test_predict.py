@@ -295,6 +295,6 @@ def test_a_file_that_fails_its_check_gets_no_name(
 def test_a_missing_package_is_named(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_train.export.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["dist_train.export"], "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnxruntime.*pip install"):
         export(trained_run, "onnx", tmp_path / "model.onnx")

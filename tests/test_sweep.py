@@ -53,7 +53,8 @@ def test_rows_over_seeds(tmp_path: Path) -> None:
     sweep = plan(["cnn2", "--train.epochs", "1,2", "--output", str(tmp_path)], seeds=3, sample=None)
     for run, accuracy in zip(sweep.runs, (0.5, 0.6, 0.7, 0.8), strict=False):
         run.folder.mkdir(parents=True)
-        values = {"test_accuracy": accuracy, "seconds": {"train": 2.0}}
+        seconds = {"train": 2.0, "total": 3.0}
+        values = {"test_accuracy": accuracy, "seconds": seconds, "images_per_second": 100.0}
         (run.folder / "summary.json").write_text(json.dumps(values))
     rows = results(sweep)
     assert [row["n"] for row in rows] == [3, 1]
