@@ -57,27 +57,29 @@ def table(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], varied: Sequence[str], path: Path) -> None:
-    """Accuracy and seconds of training against the first field, a colour for each of the rest.
+    """Accuracy and seconds of training against a field, a colour for each value of the others.
+
+    The first field of numbers is chosen, else the first.
 
     Means with the deviation over seeds. Numbers are joined by lines, names are not.
 
     Raises:
         UserError: the file cannot be written.
     """
+    numeric_fields = [field for field in varied if all(is_number(row[field]) for row in rows)]
+    first, numeric = [*numeric_fields, *varied, "recipe"][0], bool(numeric_fields)
+    values = list(dict.fromkeys(row.get(first, "") for row in rows))
+    at = {value: float(value) if numeric else place for place, value in enumerate(values)}
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["n"]:
-            label = ", ".join(f"{tail(field)} {row[field]}" for field in varied[1:])
-            lines.setdefault(label, []).append(row)
-    first = varied[0] if varied else "recipe"
-    values = list(dict.fromkeys(row.get(first, "") for row in rows))
-    numeric = all(isinstance(value, int | float) for value in values) and len(values) > 1
+            others = [f"{tail(field)} {row[field]}" for field in varied if field != first]
+            lines.setdefault(", ".join(others), []).append(row)
     with styled():
         figure, panels = new_figure(1, 2, (11, 4))
         for number, (label, points) in enumerate(lines.items()):
-            x = [row.get(first, "") for row in points]
             shift = 0.0 if numeric else 0.12 * (number - (len(lines) - 1) / 2)
-            places = x if numeric else [values.index(value) + shift for value in x]
+            places = [at[row.get(first, "")] + shift for row in points]
             style = {"color": COLOURS[number % len(COLOURS)], "fmt": "o-" if numeric else "o"}
             means = [row["accuracy_mean"] for row in points]
             spread = [row["accuracy_std"] or 0 for row in points]
@@ -85,18 +87,24 @@ def plot(rows: Sequence[dict[str, Any]], varied: Sequence[str], path: Path) -> N
             panels[0, 1].errorbar(places, [row["train_seconds_mean"] for row in points], **style)
         for panel in panels.flat:
             panel.set_xlabel(first)
-            if numeric:
-                panel.set_xticks(values, [f"{value:g}" for value in values])
-            else:
-                panel.set_xticks(range(len(values)), [str(value) for value in values])
-                panel.tick_params(axis="x", rotation=30 if len(values) > 3 else 0)
-            if numeric and min(values) > 0 and max(values) >= 8 * min(values):
+            if numeric and min(at.values()) > 0 and max(at.values()) >= 8 * min(at.values()):
                 panel.set_xscale("log")
-                panel.set_xticks(values, [f"{value:g}" for value in values], minor=False)
                 panel.minorticks_off()
+            panel.set_xticks(list(at.values()), [str(value) for value in values])
+            if not numeric and len(values) > 3:
+                panel.tick_params(axis="x", rotation=30)
         panels[0, 0].set_ylabel(f"{rows[0]['accuracy_of']} accuracy")
         panels[0, 0].yaxis.set_major_formatter("{x:.1%}")
         panels[0, 1].set(ylabel="seconds of training", ylim=(0, None))
         if len(lines) > 1:
             with_legend(figure, [panels[0, 0]])
         write_atomically(path, as_png(figure))
+
+
+def is_number(value: object) -> bool:
+    """Whether a field's value, as it was written, is one."""
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
