@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -114,6 +115,11 @@ def free_port() -> int:
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def stopped_after(said: str) -> int:
+    """The step after which a run says it stopped, the last time."""
+    return int(re.findall(r"stopped after step (\d+)", said)[-1])
 
 
 def summary(run_folder: Path) -> dict[str, Any]:

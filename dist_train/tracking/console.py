@@ -107,6 +107,9 @@ class Console(Tracker):
             parts += [
                 f"loss {metrics['train/loss']:.4f}",
                 f"train {metrics['train/accuracy']:6.2%}",
+            ]
+        if "perf/images_per_second" in metrics:  # not where an earlier process has trained
+            parts += [
                 f"{metrics['perf/images_per_second']:,.0f} images/s",
                 f"wait {metrics['perf/data_wait']:.1%}",
             ]

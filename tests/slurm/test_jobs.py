@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY, metrics, summary
+from tests.conftest import REPOSITORY, metrics, stopped_after, summary
 from tests.slurm.conftest import TINY, Job, Lab, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -109,8 +109,7 @@ def test_preemption(lab: Lab) -> None:
         *("--output=/dev/null", "--wrap", "sleep 1"),
     )
     job.wait_for_requeue()
-    stopped = len(metrics(job.run_folder))
-    assert f"stopped after step {stopped}" in job.log.read_text()
+    stopped = stopped_after(job.log.read_text())
     until(
         lambda: "JobState=COMPLETED" in lab("scontrol", "show", "job", more_important),
         "the more important job is done",
@@ -130,10 +129,11 @@ def test_scancel_saves_and_stays_cancelled(lab: Lab, uninterrupted: Job) -> None
     lab("scancel", job.number)
     job.wait("CANCELLED")
     assert job.field("Restarts") == "0"
-    stopped = len(metrics(job.run_folder))
     until(lambda: len(lab.idle_nodes()) == 2, "the job has left its nodes")
     latest = (job.run_folder / "checkpoints" / "latest").readlink().name
-    assert latest == f"step-{stopped:09d}.pt", job.story()
+    stopped = int(latest.removeprefix("step-").removesuffix(".pt"))
+    # A line less, if the evaluation at that step was given up.
+    assert len(metrics(job.run_folder)) in (stopped, stopped - 1), job.story()
     # The same run, by name, in another job.
     again = lab.submit(*RUN, options=TWO_NODES, name="cancelled")
     again.wait("COMPLETED")
