@@ -1,8 +1,8 @@
 """Transfer learning: from a network trained on one data set to another data set.
 
 Both begin from `runs/quickstart`, which `dist-train train quickstart --name quickstart` makes;
-`--model.pretrained` names another run, a file, or torchvision. Gain over training from scratch: not
-measured.
+`--model.pretrained` names another run, a file, or torchvision. Gain over training from scratch:
+with 1 % of the labels 44.6 % instead of 27.7 %, none with 10 % or more (docs/studies/transfer.md).
 """
 
 from dataclasses import replace
