@@ -21,8 +21,8 @@ def lenet() -> Config:
 def lenet_fast() -> Config:
     """The tutorial's network in less time: batch 256, Muon, one cycle of the learning rate.
 
-    55.5 % test accuracy (one seed, bf16), 5.7 s of training: docs/records has it beside the
-    tutorial's own program. With Adam at batch 64 and 2 epochs: 56.5 % in 9.4 s.
+    55.5 % (one seed, bf16) in 5.2 s of training and evaluation, 0.051 times the 103 s in which the
+    tutorial's own program reached 54.3 % in the same sitting (docs/records).
     """
     return Config(
         data=DataConfig(batch_size=256, normalize="half"),
