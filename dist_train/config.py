@@ -15,6 +15,7 @@ ModelName = Literal[
     "resnet9", "resnet18", "resnet34", "resnet50", "wide_resnet28_10", "vit",
     "whitened", "whitened_residual",
 ]  # fmt: skip
+Views = Literal["none", "mirror", "shift"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +180,7 @@ class TrainConfig:
     average_tail: float = 0.0
     """Share of the steps, the last ones, whose weights are averaged, each counting the same, to be
     evaluated and kept (Izmailov et al., 2018); 0 is off."""
-    tta: Literal["none", "mirror", "shift"] = "none"
+    tta: Views = "none"
     """At the end also evaluate with test-time augmentation: `mirror` images, or mirror and `shift`
     them by a pixel (six views, as airbench)."""
     tta_share: float = 1.0

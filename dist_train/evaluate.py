@@ -4,18 +4,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_train.build import EvaluationData
+from dist_train.config import Views
 from dist_train.data.augment import Augment, resize
 from dist_train.runtime import Runtime
-
-Views = Literal["none", "mirror", "shift"]
-"""See config.TrainConfig.tta."""
 
 
 @dataclass(frozen=True)

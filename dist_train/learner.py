@@ -138,16 +138,17 @@ class Learner:
             with torch.no_grad():
                 self.here.average([*self.model.parameters(), *moments])
 
-    def judged_model(self, step: int) -> nn.Module:
-        """What is evaluated and kept after so many steps: the model, or the average of its weights.
-
-        BatchNorm's statistics are those of all ranks together from then on.
-        """
+    def average_statistics(self) -> None:
+        """Makes BatchNorm's statistics those of all ranks together, before an evaluation."""
         self.here.average(self.model.buffers())
-        if self.averaged is None:
+        if self.averaged is not None:
+            self.here.average(self.averaged.module.buffers())
+
+    def judged_model(self, step: int) -> nn.Module:
+        """What is judged and kept after so many steps: the model, or the average of its weights."""
+        if self.averaged is None or step <= self.average_from:
             return self.model
-        self.here.average(self.averaged.module.buffers())
-        return self.averaged.module if step > self.average_from else self.model
+        return self.averaged.module
 
     def adapt(self, result: Evaluation) -> None:
         """Lowers the learning rate when evaluations no longer get better, if that is asked for."""

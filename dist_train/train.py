@@ -268,6 +268,7 @@ class Trainer:
         """The model, or the average of its weights, on the images a run is judged by."""
         self.here.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
+            self.learner.average_statistics()
             return evaluate(
                 self.learner.judged_model(self.step),
                 self.learner.augment,
@@ -319,9 +320,9 @@ class Trainer:
         self.batches.loader.close()
         self.judge.loader.close()
         summary = summarise(self, result, with_tta)
-        kept = self.learner.judged_model(self.step)
         self.checkpoints.wait()
         if self.here.is_main:
+            kept = self.learner.judged_model(self.step)
             answers = {"logits": result.logits.half(), "labels": result.labels}
             runs.finish(self.folder, kept.state_dict(), answers, summary)
         self.trackers.finish(summary)

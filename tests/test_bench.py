@@ -177,3 +177,17 @@ def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> No
     failing = dist_train(*command[:-1], f"{sys.executable} absent.py", cwd=tmp_path)
     assert failing.returncode == 2
     assert failing.stderr.splitlines()[-1].startswith("dist-train: error: --rival")
+
+
+def test_speed_of_runs_at_the_same_time(cache: Path, tmp_path: Path) -> None:
+    command = ["bench", "speed", "cnn2", *SMALL, "--data.cache", str(cache), "--runs", "2"]
+    limit = ["--train.max_steps", "2", "--parallel", "2"]
+    done = dist_train(*command, *limit, "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert [run["who"] for run in report["runs"]] == ["seed0", "seed1"]
+    assert report["rival_statistics"] is None
+
+    refused = dist_train(*command, *limit, "--rival", "true", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--parallel 2 and --rival" in refused.stderr.splitlines()[-1]

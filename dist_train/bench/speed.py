@@ -7,22 +7,21 @@ evaluated before the end.
 
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from dist_train import build, options, runs, runtime
+from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import note
 from dist_train.checks import at_least, require, within
 from dist_train.config import Config, TrackingConfig
@@ -31,6 +30,9 @@ from dist_train.errors import UserError
 from dist_train.figures import COLOURS, GRID, as_png, new_figure, styled
 from dist_train.files import write_atomically
 from dist_train.flops import TRAINING_FLOPS, forward_flops
+from dist_train.sweep.execute import run_here
+from dist_train.sweep.plan import Run as PlannedRun
+from dist_train.sweep.plan import Sweep
 from dist_train.train import train
 
 ON_THE_CLOCK = ("initialise", "train", "evaluate")
@@ -110,13 +112,16 @@ def measure(
 ) -> dict[str, Any]:
     """The report of these runs, each followed by the rival's."""
     rival_runs: list[Run] = []
-    own_runs = []
+    own_runs, steps = [], 0
     for each in configs:
-        own_runs.append(of_summary(each.seed, train(each)))
+        summary = train(each)
+        own_runs.append(of_summary(summary))
+        steps = summary["steps"]
         note(f"seed {each.seed}: {own_runs[-1].said()}")
         if rival is not None:
             rival_runs.append(run_rival(rival))
             note(f"rival: {rival_runs[-1].said()}")
+    over_rivals = ratio(seconds_of(own_runs), seconds_of(rival_runs)) if rival_runs else None
     from dist_train.bench import hardware
 
     return {
@@ -125,8 +130,8 @@ def measure(
         **statistics(own_runs, target),
         "rival": rival,
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
-        "seconds_over_rivals": ratio(own_runs, rival_runs) if rival_runs else None,
-        "work": work(configs[0], own_runs),
+        "seconds_over_rivals": over_rivals,
+        "work": work(configs[0], own_runs, steps),
         "hardware": hardware(),
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
@@ -157,12 +162,12 @@ class Run:
         return f"{accuracy} in {self.seconds:.2f} s"
 
 
-def of_summary(seed: int, summary: dict[str, Any]) -> Run:
+def of_summary(summary: dict[str, Any]) -> Run:
     """What a run's summary.json says."""
     parts = summary["seconds"]
     with_tta = summary["test_accuracy_tta"]
     return Run(
-        f"seed{seed}",
+        f"seed{summary['seed']}",
         summary["test_accuracy"] if with_tta is None else with_tta,
         sum(parts[phase] for phase in ON_THE_CLOCK),
         parts,
@@ -189,35 +194,32 @@ def run_rival(command: str) -> Run:
         return Run("rival", None, whole, {"total": whole})
 
 
-def in_parallel(arguments: Sequence[str], configs: Iterable[Config], parallel: int) -> None:
-    """A process for each seed, so many at a time, each with a GPU of its own if there are any.
+def in_parallel(arguments: Sequence[str], configs: Sequence[Config], parallel: int) -> None:
+    """A process for each seed, as in a sweep: so many at a time, which share out cores and GPUs.
 
     Raises:
-        UserError: a run failed; what it said is above.
+        UserError: a run failed.
     """
-    free: SimpleQueue[int] = SimpleQueue()
-    for place in range(parallel):
-        free.put(place)
-
-    def run(config: Config) -> int:
-        place = free.get()
-        command = [
-            *(sys.executable, "-m", "dist_train", "train", *arguments),
-            *(f"--name={config.name}", f"--output={config.output}", f"--seed={config.seed}"),
-            *("--train.eval_every=0", "--tracking.wandb=off"),
-        ]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(place)}
-        try:
-            return subprocess.run(command, env=environment, stdout=sys.stderr).returncode
-        finally:
-            free.put(place)
-
-    with ThreadPoolExecutor(parallel) as pool:
-        if any(pool.map(run, configs)):
-            raise UserError("a run failed: see the lines above; finished ones are not run again")
+    planned = []
+    for config in configs:
+        own = (f"--name={config.name}", f"--output={config.output}", f"--seed={config.seed}")
+        timing = ("--train.eval_every=0", "--tracking.wandb=off")
+        folder = Path(config.output) / str(config.name)
+        planned.append(PlannedRun({}, (*arguments, *own, *timing), folder, config))
+    sweep = Sweep(Path(configs[0].output), tuple(planned))
+    if unfinished := run_here(sweep, parallel=parallel):
+        raise UserError(
+            f"{len(unfinished)} of {len(configs)} runs did not finish: see "
+            f"{unfinished[0].folder}.log; the same command goes on"
+        )
 
 
 # Figures
+
+
+def seconds_of(found: Sequence[Run]) -> list[float]:
+    """By the clock."""
+    return [run.seconds for run in found]
 
 
 def statistics(found: Sequence[Run], target: float | None) -> dict[str, Any]:
@@ -226,71 +228,36 @@ def statistics(found: Sequence[Run], target: float | None) -> dict[str, Any]:
     `p_value` is that of the target accuracy or less being the mean, by Student's one-sided t test.
     """
     accuracies = [run.accuracy for run in found if run.accuracy is not None]
-    figures: dict[str, Any] = {"n": len(found), "seconds": spread([run.seconds for run in found])}
+    figures: dict[str, Any] = {"n": len(found), "seconds": spread(seconds_of(found))}
     figures["accuracy"] = spread(accuracies) if accuracies else None
     figures["target"] = target
     figures["p_value"] = p_value(accuracies, target)
     return figures
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and 95 % interval (Student's t) of the mean; null for one value."""
-    from scipy import stats
-
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return {"mean": mean, "std": None, "interval": None}
-    result = stats.ttest_1samp(values, 0.0)
-    interval = result.confidence_interval(0.95)
-    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return {"mean": mean, "std": std, "interval": [float(interval.low), float(interval.high)]}
-
-
-def p_value(accuracies: Sequence[float], target: float | None) -> float | None:
-    """How likely means this high are if the true one is at most the target's."""
-    if target is None or len(set(accuracies)) < 2:
-        return None
-    from scipy import stats
-
-    return float(stats.ttest_1samp(accuracies, target, alternative="greater").pvalue)
-
-
-def ratio(own: Sequence[Run], rivals: Sequence[Run]) -> dict[str, Any]:
-    """Our seconds over the rival's of the same round: geometric mean and its 95 % interval."""
-    logs = [math.log(a.seconds / b.seconds) for a, b in zip(own, rivals, strict=True)]
-    found = spread(logs)
-    interval = found["interval"]
-    return {
-        "mean": math.exp(found["mean"]),
-        "interval": interval and [math.exp(value) for value in interval],
-    }
-
-
-def work(config: Config, found: Sequence[Run]) -> dict[str, Any]:
+def work(config: Config, found: Sequence[Run], steps: int) -> dict[str, Any]:
     """Where the time of training goes: operations, and how near they come to the device's best.
 
     The peak is that of a large matrix product in the run's precision, measured here and now.
+
+    Args:
+        steps: of each run.
     """
     with runtime.start(config.runtime) as here:
         prepared = prepare_dataset(config.data)
         height, _, channels = prepared.manifest.image_shape
         model = build.blank_network(config, prepared.manifest)
-        batches, judge = build.open_data(config, prepared, "resident", here)
-        batches.loader.close()
-        judge.loader.close()
-        steps = round(config.train.epochs * batches.order.steps_per_epoch)
-        steps = min(steps, config.train.max_steps or steps)
         sizes = build.image_sizes(config.data, height, steps)
         per_image = {size: forward_flops(model, (size, size, channels)) for size in set(sizes)}
         flops = TRAINING_FLOPS * config.data.batch_size * sum(per_image[size] for size in sizes)
         peak = matmul_peak(here)
-    seconds = sum(run.parts["train"] for run in found) / len(found)
+    seconds = fmean(run.parts["train"] for run in found)
     return {
         "training_flops": flops,
         "flops_per_second": flops / seconds,
         "matmul_flops_per_second": peak,
         "mfu": flops / seconds / peak if config.train.select == 1 else None,
-        "data_wait_fraction": sum(run.parts["data_wait"] for run in found) / len(found) / seconds,
+        "data_wait_fraction": fmean(run.parts["data_wait"] for run in found) / seconds,
     }
 
 

@@ -36,66 +36,16 @@ def cnn(
     hidden: Sequence[int],
     activation: str = "relu",
     dropout: float = 0.0,
+    kernel: int = 3,
+    padding: int = 1,
 ) -> nn.Module:
-    """One 3x3 convolution, activation and max-pool a stage, then fully connected layers.
+    """A convolution, activation and max-pool a stage, then fully connected layers.
 
     Args:
         image_shape: (H, W, C); H and W are halved by each stage.
         widths: channels of each stage.
         hidden: units of each hidden layer behind them.
         activation, dropout: see layers.fully_connected.
-    """
-    head = partial(
-        fully_connected,
-        hidden=hidden,
-        num_classes=num_classes,
-        activation=activation,
-        dropout=dropout,
-    )
-    return convolutional(image_shape, widths, activation, head, kernel=3, padding=1)
-
-
-def lenet(
-    num_classes: int,
-    image_shape: Sequence[int],
-    *,
-    widths: Sequence[int],
-    hidden: Sequence[int],
-    activation: str = "relu",
-    dropout: float = 0.0,
-) -> nn.Module:
-    """The network of PyTorch's CIFAR-10 tutorial (6-16-120-84), after LeCun et al., 1998.
-
-    Args:
-        image_shape: (H, W, C).
-        widths: channels of the two 5x5 convolutions.
-        hidden: units of each hidden layer behind them.
-        activation, dropout: see layers.fully_connected.
-    """
-    head = partial(
-        fully_connected,
-        hidden=hidden,
-        num_classes=num_classes,
-        activation=activation,
-        dropout=dropout,
-    )
-    return convolutional(image_shape, widths, activation, head, kernel=5, padding=0)
-
-
-def convolutional(
-    image_shape: Sequence[int],
-    widths: Sequence[int],
-    activation: str,
-    head: Callable[[int], Sequence[nn.Module]],
-    *,
-    kernel: int,
-    padding: int,
-) -> nn.Module:
-    """Convolution, activation and max-pool for each of `widths`, then what `head` makes.
-
-    Args:
-        image_shape: (H, W, C).
-        head: the layers behind, for their number of inputs.
         kernel, padding: of the convolutions, in pixels.
     """
     height, width, channels = image_shape
@@ -105,7 +55,13 @@ def convolutional(
         conv = nn.Conv2d(channels, out_channels, kernel, padding=padding)
         layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
         channels, height, width = out_channels, (height - lost) // 2, (width - lost) // 2
-    return nn.Sequential(*layers, nn.Flatten(), *head(channels * height * width))
+    inputs = channels * height * width
+    head = fully_connected(inputs, hidden, num_classes, activation, dropout)
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+# The network of PyTorch's CIFAR-10 tutorial (6-16-120-84), after LeCun et al., 1998.
+lenet = partial(cnn, kernel=5, padding=0)
 
 
 class RNN(nn.Module):

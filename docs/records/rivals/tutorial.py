@@ -62,4 +62,5 @@ def main(root: str) -> None:
     print(json.dumps({"accuracy": correct / len(test_set), "seconds": seconds}))
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

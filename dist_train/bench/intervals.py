@@ -1,0 +1,40 @@
+"""Means with what is known of them: Student's t, for samples that are small."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy import stats
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % interval (Student's t) of the mean; null for one value."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return {"mean": mean, "std": None, "interval": None}
+    result = stats.ttest_1samp(values, 0.0)
+    interval = result.confidence_interval(0.95)
+    return {
+        "mean": mean,
+        "std": stdev(values),
+        "interval": [float(interval.low), float(interval.high)],
+    }
+
+
+def p_value(accuracies: Sequence[float], target: float | None) -> float | None:
+    """How likely means this high are if the true one is at most the target's."""
+    if target is None or len(set(accuracies)) < 2:
+        return None
+    return float(stats.ttest_1samp(accuracies, target, alternative="greater").pvalue)
+
+
+def ratio(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Values over others of the same round: geometric mean and its 95 % interval."""
+    logs = [math.log(value / other) for value, other in zip(values, others, strict=True)]
+    found = spread(logs)
+    interval = found["interval"]
+    return {
+        "mean": math.exp(found["mean"]),
+        "interval": interval and [math.exp(value) for value in interval],
+    }

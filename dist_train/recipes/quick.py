@@ -1,1 +1,0 @@
-"""Fast networks for CIFAR-10, from one core upwards."""
