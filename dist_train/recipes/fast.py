@@ -56,7 +56,7 @@ def cifar10_94() -> Config:
             muon_momentum=0.6,
             schedule="linear",
         ),
-        train=TrainConfig(epochs=8, label_smoothing=0.2, log_every=25, tta="shift", tta_share=0.25),
+        train=TrainConfig(epochs=9, label_smoothing=0.2, log_every=25, tta="shift", tta_share=0.25),
     )
 
 
