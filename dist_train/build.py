@@ -182,7 +182,8 @@ def image_sizes(data: DataConfig, full_size: int, total_steps: int) -> list[int]
 
 
 def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
-    """The model with its initial weights, on the CPU.
+    """The model with its initial weights, on the CPU; what they take from the data is computed
+    where `augment` is.
 
     Raises:
         UserError: the settings fit no network, or a model of one's own cannot be had.
@@ -191,7 +192,7 @@ def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
 
     def sample_images() -> Tensor:
         images = torch.from_numpy(beton.read_images(prepared.train, WHITENING_SAMPLES))
-        return augment(images)  # type: ignore[no-any-return]
+        return augment(images.to(augment.mean.device))  # type: ignore[no-any-return]
 
     return architecture(config, prepared.manifest, sample_images)
 

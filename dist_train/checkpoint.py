@@ -84,7 +84,7 @@ class Checkpoints:
                 link_atomically(self.folder / name, path.name)
             best_path = (self.folder / "best").resolve()  # of a link that may not be there yet
             for old in self._paths()[self.keep :]:
-                if old.resolve() != best_path:
+                if old != path and old.resolve() != best_path:
                     old.unlink()
         except (UserError, OSError) as error:
             log.warning("no checkpoint at step %d: %s", fields["step"], error)

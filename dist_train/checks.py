@@ -53,6 +53,10 @@ def check_data(data: DataConfig) -> None:
         list(data.resolution_until) == sorted(data.resolution_until),
         f"--data.resolution_until {listed(data.resolution_until)}: expected rising shares",
     )
+    for share in data.resolution_until:
+        within("--data.resolution_until", share, 0, 1)
+    for size in data.resolutions:
+        at_least("--data.resolutions", size, 1)
     require(
         not (data.storage == "jpeg" and data.loader == "resident"),
         "--data.storage jpeg is read by --data.loader stream only",
@@ -84,8 +88,12 @@ def check_model(model: ModelConfig) -> None:
 
 def check_optim(optim: OptimConfig) -> None:
     """Rates, shares and the schedule's shape."""
-    at_least("--optim.learning_rate", optim.learning_rate, 0)
-    for name in ("warmup", "start_fraction", "final_fraction", "momentum", "decay"):
+    for name in ("learning_rate", "muon_learning_rate", "weight_decay", "gradient_clip"):
+        at_least(f"--optim.{name}", getattr(optim, name), 0)
+    for share in optim.milestones:
+        within("--optim.milestones", share, 0, 1)
+    shares = ("warmup", "start_fraction", "final_fraction", "momentum", "muon_momentum", "decay")
+    for name in shares:
         within(f"--optim.{name}", getattr(optim, name) or 0.0, 0, 1)
     require(
         optim.backbone_learning_rate is None or optim.learning_rate > 0,

@@ -1,7 +1,7 @@
 """Every setting of a run, typed. Standard library only, so that it loads in no time.
 
 A recipe (recipes/) returns a complete `Config`; the command line overrides single fields as
-`--section.field value`. Components never see the whole of it: train.py unpacks it for them.
+`--section.field value`. Components take single values: build.py unpacks it for them.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -121,7 +121,8 @@ class OptimConfig:
     nesterov: bool = False
     """Nesterov's form of sgd's momentum."""
     weight_decay: float = 0.0
-    """Per step and unit of learning rate, on weights of two or more dimensions only."""
+    """Per step and unit of learning rate, on weights of two or more dimensions only, and not on
+    what Muon moves."""
     muon_learning_rate: float = 0.24
     """Muon's peak learning rate."""
     muon_momentum: float = 0.6

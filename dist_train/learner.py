@@ -17,7 +17,7 @@ from dist_train.evaluate import Evaluation
 from dist_train.flops import forward_flops
 from dist_train.metrics import Clock, Progress
 from dist_train.models.norm import grouped_norms
-from dist_train.optim.averaging import averaged_copy
+from dist_train.optim.averaging import Averaged
 from dist_train.optim.losses import LOSSES
 from dist_train.optim.schedules import reduce_on_plateau
 from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
@@ -53,7 +53,7 @@ class Learner:
     ) -> None:
         self.config, self.here, self.sizes = config, here, sizes
         train, manifest = config.train, prepared.manifest
-        self.augment = build.augmentation(config.data, manifest)
+        self.augment = build.augmentation(config.data, manifest).to(here.device)
         with clock.phase("initialise"):
             self.model = here.place(build.network(config, prepared, self.augment))
             self.selector = build.selector(config, prepared, self.augment, here)
@@ -71,10 +71,9 @@ class Learner:
         self.optimizers = build.optimizers(config.optim, self.model, same_gradients=not self.alone)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
         averages = train.ema or train.average_tail
-        self.averaged = averaged_copy(self.model, train.ema) if averages else None
-        tail = round(train.average_tail * len(sizes))
-        self.average_from = len(sizes) - tail if tail else 0
-        self.augment.to(here.device)
+        self.averaged = Averaged(self.model, train.ema) if averages else None
+        tail = max(1, round(train.average_tail * len(sizes)))
+        self.average_from = len(sizes) - tail if train.average_tail else 0
         self.loss_of = LOSSES[train.loss]
         step = Step(self.model, self.augment, here, self.loss_of, train.label_smoothing)
         compression = config.runtime.gradient_compression
@@ -100,8 +99,8 @@ class Learner:
         """
         settings, size, total_steps = self.config.train, self.sizes[step], len(self.sizes)
         set_learning_rates(self.optimizers, self.config.optim, step, total_steps)
-        for norm in self.norms:
-            norm.rank_share = batch.share
+        self._weigh_statistics(batch.share)
+        seen = batch.global_size
         if self.selector is not None:
             batch = self.selector.choose(batch, step=step, total_steps=total_steps, size=size)
         parts = batch.parts(settings.accumulate)
@@ -127,7 +126,7 @@ class Learner:
         if self.averaged is not None and step >= self.average_from:
             self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
-        progress.add(step, loss, correct, batch, norm_of_gradient)
+        progress.add(step, loss, correct, batch, seen=seen, norm=norm_of_gradient)
 
     def meet(self) -> None:
         """Gives ranks that train on their own the mean of their weights and momenta."""
@@ -168,16 +167,25 @@ class Learner:
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
         """Compiles forward and backward for image sizes; weights and buffers stay as they are."""
+        self._weigh_statistics(batch.share)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         for size in sizes:
             chosen = batch if self.selector is None else self.selector.warm_up(batch, size)
-            for part in chosen.parts(self.config.train.accumulate):
-                loss, _ = self.objective(part.images, part.labels, part.draws, size)
-                (loss * 0).backward()
+            parts = chosen.parts(self.config.train.accumulate)
+            for part in parts:
+                with self.here.summing(self.objective, now=part is parts[-1]):
+                    loss, _ = self.objective(part.images, part.labels, part.draws, size)
+                    (loss * 0).backward()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         for parameter in self.model.parameters():
             parameter.grad = None
+        self.here.synchronize()
+
+    def _weigh_statistics(self, share: float) -> None:
+        for norm in self.norms:
+            if norm.rank_share != share:  # compiled code looks at every assignment
+                norm.rank_share = share
 
     def state(self) -> dict[str, Any]:
         """Its part of a TrainState; asked by all ranks together."""
@@ -200,7 +208,8 @@ class Learner:
         """Everything but the weights, which come before DDP."""
         for optimizer, values in zip(self.optimizers, state.optimizers, strict=True):
             optimizer.load_state_dict(values)
-        self.scaler.load_state_dict(state.scaler)
+        if state.scaler:  # there is none from a run that was not float16 until now
+            self.scaler.load_state_dict(state.scaler)
         for name, buffer in self.model.named_buffers():
             restore_buffer(buffer, [of_rank[name] for of_rank in state.buffers], self.here)
         if self.averaged is not None:

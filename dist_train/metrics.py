@@ -109,6 +109,7 @@ class Progress:
         self._shares: list[float] = []
         self._correct: list[Tensor] = []
         self._samples: list[int] = []
+        self._seen = 0
         self._before = self._clock.read()
         self._times = StepTimes(self._runtime)
         self._gradient_norm: Tensor | None = None
@@ -120,7 +121,14 @@ class Progress:
         return self._times.forward()
 
     def add(
-        self, step: int, loss: Tensor, correct: Tensor, batch: Batch, norm: Tensor | None = None
+        self,
+        step: int,
+        loss: Tensor,
+        correct: Tensor,
+        batch: Batch,
+        *,
+        seen: int,
+        norm: Tensor | None = None,
     ) -> None:
         """One step; nothing is computed and nothing waits for the device.
 
@@ -128,6 +136,8 @@ class Progress:
             step: steps done before it.
             loss: mean over this rank's samples times its share, float32 ().
             correct: this rank's right answers, int64 ().
+            batch: the samples that were trained on.
+            seen: images of all ranks they were chosen from; what throughput counts.
             norm: of the gradient, if it was computed.
         """
         self._steps.append(step)
@@ -135,6 +145,7 @@ class Progress:
         self._correct.append(correct)
         self._shares.append(batch.share)
         self._samples.append(batch.global_size)
+        self._seen += seen
         self._times.step()
         self._gradient_norm = norm
 
@@ -186,7 +197,7 @@ class Progress:
             return learnt
         now, before = self._clock.read(), self._before
         seconds = now["train"] - before["train"]
-        rate, world_size = sum(self._samples) / seconds, self._runtime.world_size
+        rate, world_size = self._seen / seconds, self._runtime.world_size
         line = learnt | {
             "perf/images_per_second": rate,
             "perf/images_per_second_per_device": rate / world_size,
@@ -202,8 +213,7 @@ class Progress:
         if world_size > 1:
             line["perf/slowest_rank"] = self._rank_seconds.index(max(self._rank_seconds))
             for rank, spent in enumerate(self._rank_seconds):
-                share = sum(self._samples) / world_size
-                line[f"rank/{rank}/images_per_second"] = share / spent
+                line[f"rank/{rank}/images_per_second"] = self._seen / world_size / spent
         return line
 
 

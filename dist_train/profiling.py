@@ -155,7 +155,8 @@ def top_operators(tracer: profile, steps: int) -> str:
     times = {
         event.key: (event.self_device_time_total if on_device else event.self_cpu_time_total, event)
         for event in tracer.key_averages()
-        if not event.is_user_annotation
+        # On a GPU, operators of the host hold the time of their kernels, which are there as well.
+        if not event.is_user_annotation and (not on_device or event.device_type.name == "CUDA")
     }
     total = sum(time for time, _ in times.values()) or 1.0
     lines = [f"{'ms a step':>10} {'share':>6} {'calls':>6}  operator"]

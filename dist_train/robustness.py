@@ -19,12 +19,9 @@ from torchvision.transforms.v2 import functional as transforms
 from dist_train.build import EvaluationData
 from dist_train.data.augment import Augment
 from dist_train.data.batches import Loader
-from dist_train.data.order import Ids, random_bits
+from dist_train.data.order import NOISE, Ids, random_bits
 from dist_train.evaluate import evaluate
 from dist_train.runtime import Runtime
-
-NOISE = 1000
-"""The purpose of random bits, see order.random_bits: none of the training's."""
 
 Corruption = Callable[[Tensor, Ids, float], Tensor]
 """uint8 (n, H, W, C) images, their ids and the strength to corrupted uint8 images."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dist_train.runtime import Runtime
 
-# Settings that change neither what is computed nor from what: a resumed run may change them.
+# What a resumed run may change.
 FREE_SETTINGS = (
     "name",
     "output",
@@ -44,6 +44,8 @@ FREE_SETTINGS = (
     "checkpoint.",
     "tracking.",
 )
+# Of these, what changes the numbers all the same.
+ROUNDING = ("runtime.precision", "runtime.gradient_compression")
 
 
 def new_name(recipe: str) -> str:

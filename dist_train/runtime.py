@@ -216,6 +216,13 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             "check nvidia-smi, or use --runtime.device cpu"
         )
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not cpu and processes > torch.cuda.device_count():
+        raise UserError(
+            f"{processes} processes for {torch.cuda.device_count()} GPUs on this machine: start "
+            "fewer (accelerate launch --num_processes, torchrun --nproc_per_node), or use "
+            "--runtime.device cpu"
+        )
     precision = resolve_precision(settings.precision, cpu=cpu)
     backend = resolve_compile(settings.compile, cpu=cpu)
     timeout = timedelta(seconds=settings.timeout_seconds)
@@ -231,12 +238,15 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
         ) from error
     if backend is not None:
         torch.compiler.reset()  # the graphs of earlier runs in this process count towards a limit
-    set_threads(settings.threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        torch._dynamo.config.recompile_limit = 64  # image sizes x networks x lengths of a batch
+    set_threads(settings.threads, processes=processes)
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
     torch.set_float32_matmul_precision("high")
     if cpu:
         keep_freed_memory()
+    else:
+        torch.cuda.reset_peak_memory_stats(state.device)
     store = None
     if state.num_processes > 1:
         # A connection of its own, as another thread will use it.

@@ -101,8 +101,11 @@ class Trainer:
         if here.compile_backend is not None:
             compiling = working("compiling", visible=here.is_main)
             with clock.phase("compile"), compiling:
-                batch = next(self.batches.epoch(0))
-                self.learner.warm_up(batch, set(self.sizes[self.step :]))
+                # The last batch of an epoch may be shorter: other shapes, other code.
+                last = self.steps_per_epoch - 1
+                for step in (0,) if config.data.drop_last else (0, last):
+                    batch = next(self.batches.steps(step, step + 1))
+                    self.learner.warm_up(batch, set(self.sizes[self.step :]))
         # All of it could be built: from now on the folder is this run's.
         here.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
         self.trackers = Trackers([])
@@ -187,20 +190,7 @@ class Trainer:
                 **self.learner.learning_rates(),
             }
             if eval_due:
-                # Before the end, at the size that is being trained: another one says little.
-                size = None if last else self.sizes[self.step - 1]
-                try:
-                    self.result = self.evaluate(size, asked.interrupt)
-                except Interrupted:
-                    self.stop(window)
-                improved = self.result.accuracy > self.best_accuracy
-                self.best_accuracy = max(self.best_accuracy, self.result.accuracy)
-                self.last_line[f"{self.judge.split}/accuracy"] = self.result.accuracy
-                self.last_line[f"{self.judge.split}/best_accuracy"] = self.best_accuracy
-                self.last_line[f"{self.judge.split}/loss"] = self.result.loss
-                self.learner.adapt(self.result)
-                shares = probabilities(self.result.logits, self.config.train.loss)
-                self.trackers.evaluated(self.step, shares.numpy(), self.result.labels.numpy())
+                improved = self.evaluate_step(asked, window)
             self.trackers.log(self.last_line)
             self.progress.restart()
             window = Window()
@@ -209,6 +199,34 @@ class Trainer:
         if save_due or improved:
             self.save(window, best=improved)
             asked.saved()
+
+    def evaluate_step(self, asked: Requests, window: Window) -> bool:
+        """The evaluation after a step goes into its line of metrics.
+
+        Args:
+            window: what was trained since the line before.
+
+        Returns:
+            Whether there was none as good.
+
+        Raises:
+            Preempted: the run was asked to stop meanwhile, and is saved.
+        """
+        # Before the end, at the size that is being trained: another one says little.
+        size = None if self.step == self.total_steps else self.sizes[self.step - 1]
+        try:
+            self.result = result = self.evaluate(size, asked.interrupt)
+        except Interrupted:
+            self.stop(window)
+        improved, split = result.accuracy > self.best_accuracy, self.judge.split
+        self.best_accuracy = max(self.best_accuracy, result.accuracy)
+        self.last_line[f"{split}/accuracy"] = result.accuracy
+        self.last_line[f"{split}/best_accuracy"] = self.best_accuracy
+        self.last_line[f"{split}/loss"] = result.loss
+        self.learner.adapt(result)
+        shares = probabilities(result.logits, self.config.train.loss)
+        self.trackers.evaluated(self.step, shares.numpy(), result.labels.numpy())
+        return improved
 
     def stop(self, window: Window) -> NoReturn:
         """Ends the process's part of the run.
@@ -222,7 +240,9 @@ class Trainer:
         self.save(window, best=False)
         stopped = f"{self.folder} stopped after step {self.step}"
         self.trackers.warn(STOPPED, stopped)
-        raise Preempted(f"{stopped}; run again to go on")
+        stop_file = self.folder / "STOP"
+        remedy = f"remove {stop_file} and run again" if stop_file.exists() else "run again"
+        raise Preempted(f"{stopped}; {remedy} to go on")
 
     def is_logged(self, step: int) -> bool:
         """Whether there is a line of metrics after so many steps: also with each evaluation."""

@@ -42,6 +42,12 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ),
         ("lenet --data.mixup 1 --data.cutmix 1", ["--data.mixup", "--data.cutmix"]),
         ("lenet --train.ema 0.9 --train.average_tail 0.5", ["--train.ema", "--train.average_tail"]),
+        (
+            "resnet9 --data.resolutions 24 --data.resolution_until 12",
+            ["--data.resolution_until 12", "0 to 1"],
+        ),
+        ("lenet --optim.milestones 30,40", ["--optim.milestones 30", "0 to 1"]),
+        ("lenet --optim.gradient_clip=-1", ["--optim.gradient_clip -1", "0 or more"]),
         ("lenet --train.tta_share 0", ["--train.tta_share 0", "above 0"]),
         (
             "cifar10_96 --train.select_group 300",

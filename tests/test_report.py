@@ -116,11 +116,15 @@ def test_runs_that_differ_in_the_seed_only_are_averaged(real: Path) -> None:
     values = np.array([[v for _, v in run.series("test/accuracy")] for run in runs])
     np.testing.assert_allclose(found.mean, values.mean(0))
     np.testing.assert_allclose([found.low, found.high], [values.min(0), values.max(0)])
-    # Seconds of training, worked out from the throughput, are those of the clock.
+    # Seconds of training are those of the clock.
     seconds = summary(real / "runs" / "b")["seconds"]["train"]
     assert runs[1].training_seconds[-1] == pytest.approx(seconds, rel=0.05)
     other = Run(runs[0].folder, {**runs[0].config, "optim.momentum": 0.5}, [], {"x": 1}, {})
     assert [len(group.runs) for group in grouped([*runs, other])] == [2, 1]
+    # Threads make no other experiment, a precision does.
+    for field, expected in (("runtime.threads", [3]), ("runtime.precision", [2, 1])):
+        third = Run(runs[0].folder, {**runs[0].config, field: "x"}, [], {"x": 1}, {})
+        assert [len(group.runs) for group in grouped([*runs, third])] == expected
 
 
 def test_the_confusion_matrix_and_the_mistakes_are_the_final_answers(real: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_grid() -> None:
         ("cnn2 --train.epochs 1,many", "--train.epochs many"),
         ("cnn2,cnn22", "cnn22"),
         ("cnn2 --train.epochs 1,1", "--train.epochs"),
+        ("cnn2 --seed 0,1", "--seed 0,1"),
         ("cnn2 --train.epoch 1,2", "--train.epochs"),
     ],
 )

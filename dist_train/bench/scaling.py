@@ -1,4 +1,4 @@
-"""Two processes against one, through the command that people use."""
+"""Several processes against one, through the command that people use."""
 
 import os
 import subprocess
@@ -15,18 +15,22 @@ from dist_train.data.prepare import prepare_dataset
 
 SECONDS, REPEATS = 8.0, 3
 BATCH_SIZE = 512
+CPU_RANKS = (2, 4)
 
 
 def measure(settings: Settings) -> Measurements:
-    """two_ranks_vs_one_resnet9: images/s of all processes over those of one with all the cores.
+    """Throughput of several ranks over that of one, and how much of it all-reduce takes away.
 
-    With several GPUs, a process on each over as many times what one does alone, at 512 images
-    each. Otherwise two processes on the CPU, which share out the cores and the 512 images.
+    On GPUs each rank has one of its own and 512 images a step, so that the ideal is as many times
+    the throughput of one. On the CPU the ranks share out cores and images, and the ideal is 1.
+
+    - ranks_N_vs_1_resnet9: images/s of all ranks over those of one, and over the ideal.
+    - all_reduce_share_N_ranks: the share of a step for which gradients are waited for, from the
+      same steps without them (local SGD whose ranks do not meet before the end).
     """
     prepare_dataset(settings.data)
     gpus = torch.cuda.device_count()
-    device, ranks = ("cuda", gpus) if gpus > 1 else ("cpu", 2)
-    ideal = ranks if device == "cuda" else 1
+    device, counts = ("cuda", powers_of_two(gpus)) if gpus > 1 else ("cpu", CPU_RANKS)
     cores = len(os.sched_getaffinity(0))
     precision = runtime.resolve_precision("auto", cpu=device == "cpu")
     rate = partial(images_per_second, settings=settings, device=device, precision=precision)
@@ -35,27 +39,45 @@ def measure(settings: Settings) -> Measurements:
     first_guess = rate(ranks=1, threads=cores, steps=2, batch_size=BATCH_SIZE)
     steps = max(2, round(seconds * first_guess / BATCH_SIZE))
     note(f"scaling: {steps} steps of {BATCH_SIZE} images on {device}, {precision}")
-    one, many = "images_per_second_one_rank_resnet9", f"images_per_second_{ranks}_ranks_resnet9"
-    threads = max(1, cores // ranks)
-    rates = alternate(
-        {
-            one: partial(rate, ranks=1, threads=cores, steps=steps, batch_size=BATCH_SIZE),
-            many: partial(
-                rate, ranks=ranks, threads=threads, steps=steps, batch_size=BATCH_SIZE * ideal
-            ),
-        },
-        settings.repeats or REPEATS,
-    )
+    contestants, tasks = {}, {}
+    for ranks in (1, *counts):
+        threads = max(1, cores // ranks)
+        ideal = ranks if device == "cuda" else 1
+        task = f"resnet9 by torchrun on {device}, {precision}, {steps} steps of "
+        task += f"{BATCH_SIZE * ideal} images, {ranks} processes of {threads} threads"
+        for name, every in variants(ranks, steps):
+            contestants[name] = partial(
+                rate,
+                ranks=ranks,
+                threads=threads,
+                steps=steps,
+                batch_size=BATCH_SIZE * ideal,
+                local_steps=every,
+            )
+            tasks[name] = task + (", each on its own" if every > 1 else "")
+    rates = alternate(contestants, settings.repeats or REPEATS)
+
     found = Measurements()
-    task = f"recipe resnet9 by torchrun on {device}, {precision}, {steps} steps"
-    found.add(one, f"{task} of {BATCH_SIZE} images, 1 process of {cores} threads", rates[one])
-    found.add(
-        many,
-        f"{task} of {BATCH_SIZE * ideal} images, {ranks} processes of {threads} threads",
-        rates[many],
-    )
-    found.ratios["two_ranks_vs_one_resnet9"] = found.paired(many, over=one) / ideal
+    for name, task in tasks.items():
+        found.add(name, task, rates[name])
+    for ranks in counts:
+        ideal = ranks if device == "cuda" else 1
+        together, alone = (name for name, _ in variants(ranks, steps))
+        over_one = found.paired(together, over="images_per_second_1_ranks")
+        found.ratios[f"ranks_{ranks}_vs_1_resnet9"] = over_one / ideal
+        found.ratios[f"all_reduce_share_{ranks}_ranks"] = 1 - found.paired(together, over=alone)
     return found
+
+
+def variants(ranks: int, steps: int) -> list[tuple[str, int]]:
+    """What is timed for so many ranks: names and after how many steps they meet."""
+    name = f"images_per_second_{ranks}_ranks"
+    return [(name, 1), (f"{name}_alone", steps)] if ranks > 1 else [(name, 1)]
+
+
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """From 2 on."""
+    return tuple(2**n for n in range(1, most.bit_length()))
 
 
 def images_per_second(
@@ -67,6 +89,7 @@ def images_per_second(
     threads: int,
     steps: int,
     batch_size: int,
+    local_steps: int = 1,
 ) -> float:
     """Throughput over the training seconds of a short run, from its summary."""
     with TemporaryDirectory() as folder:
@@ -80,6 +103,7 @@ def images_per_second(
             "train.epochs": 1e6,
             "train.max_steps": steps,
             "train.eval_every": 0,
+            "train.local_steps": local_steps,
             "runtime.device": device,
             "runtime.precision": precision,
             "runtime.threads": threads,

@@ -1,6 +1,6 @@
 """Batches of one rank: the order, cut to this rank's slice, with images, labels and draws."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -70,6 +70,24 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What a rank's part of an epoch consists of: samples, and how they are cut into steps."""
+
+    ids: Ids
+    """int64 (n,), on the host."""
+    labels: Tensor
+    """int64 (n,)"""
+    draws: Tensor
+    """float32 (n, augment.NUM_DRAWS)"""
+    lengths: Sequence[int]
+    """Of each step: samples that are read."""
+    shares: Sequence[float]
+    """See Batch."""
+    global_sizes: Sequence[int]
+    """See Batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainBatches:
     """All steps of an epoch for one rank."""
 
@@ -83,12 +101,17 @@ class TrainBatches:
     world_size: int
 
     def steps(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The steps of a run from `first_step` up to, not including, `last_step`."""
-        step = first_step
+        """The steps of a run from `first_step` up to, not including, `last_step`.
+
+        An epoch is planned while a GPU still has the last step of the one before to do.
+        """
+        per_epoch = self.order.steps_per_epoch
+        step, plan = first_step, self._plan(*divmod(first_step, per_epoch))
         while step < last_step:
-            epoch, done = divmod(step, self.order.steps_per_epoch)
-            for batch in islice(self.epoch(epoch, done), last_step - step):
+            for batch in islice(self._play(plan), last_step - step):
                 step += 1
+                if step < last_step and step % per_epoch == 0:
+                    plan = self._plan(step // per_epoch, 0)
                 yield batch
 
     def samples(self, steps: int) -> int:
@@ -101,36 +124,46 @@ class TrainBatches:
         )
         return epochs * whole + rest * self.order.batch_size
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The steps of `epoch` from `first_step` on.
+    def _plan(self, epoch: int, first_step: int) -> "Plan":
+        """Ids, labels and draws go to the device once an epoch.
 
-        Ids, labels and draws go to the device once an epoch. A rank whose slice of a short last
-        batch is empty gets one sample with share 0, so that no collective operation is missed.
+        A rank whose slice of a short last batch is empty gets one sample with share 0, so that no
+        collective operation is missed.
         """
         steps = list(self.order.steps(epoch, first_step))
         slices = [self.order.rank_slice(len(ids), self.rank, self.world_size) for ids in steps]
         parts = [self._with_partners(ids, part) for ids, part in zip(steps, slices, strict=True)]
-        if not parts:
-            return
         ids = np.concatenate(parts)
-        draws = self._to_device(
-            draw(self.policy, ids, seed=self.order.seed, epoch=epoch, image_size=self.image_size)
+        draws = draw(
+            self.policy, ids, seed=self.order.seed, epoch=epoch, image_size=self.image_size
         )
-        labels = self.labels[self._to_device(ids)]
+        return Plan(
+            ids,
+            self.labels[self._to_device(ids)],
+            self._to_device(draws),
+            lengths=[len(part) for part in parts],
+            shares=[
+                (own.stop - own.start) * self.world_size / len(step)
+                for own, step in zip(slices, steps, strict=True)
+            ],
+            global_sizes=[len(step) for step in steps],
+        )
+
+    def _play(self, plan: "Plan") -> Iterator[Batch]:
         start = 0
-        with closing(self.loader.epoch(ids)) as images:
-            for step, part, own, image in zip(steps, parts, slices, images, strict=True):
-                end = start + len(part)
-                share = (own.stop - own.start) * self.world_size / len(step)
+        steps = zip(plan.lengths, plan.shares, plan.global_sizes, strict=True)
+        with closing(self.loader.epoch(plan.ids)) as images:
+            for image, (length, share, global_size) in zip(images, steps, strict=True):
+                chosen = slice(start, start + length)
                 yield Batch(
                     image,
-                    labels[start:end],
-                    draws[start:end],
+                    plan.labels[chosen],
+                    plan.draws[chosen],
                     share=share,
-                    global_size=len(step),
+                    global_size=global_size,
                     mixed=self.policy.mixes,
                 )
-                start = end
+                start += length
 
     def _with_partners(self, ids: Ids, own: slice) -> Ids:
         """This rank's ids, and behind them those of the samples they are mixed with."""

@@ -7,6 +7,7 @@ import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,8 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> Split:
     from PIL import Image
     from tqdm import tqdm
 
+    from dist_train.data.images import WHITE, read_image
+
     Image.init()  # Left to the threads, two that meet in it may not know a WebP when they see one.
     paths: list[Path] = []
     labels: list[int] = []
@@ -298,28 +301,10 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> Split:
         paths += files
         labels += [label] * len(files)
     images = np.empty((len(paths), size, size, 3), np.uint8)
+    read = partial(read_image, image_shape=(size, size, 3), background=WHITE)
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda path: _decode(path, size), paths)
+        decoded = pool.map(read, paths)
         bar = tqdm(decoded, folder.name, len(paths), unit="image", disable=not sys.stderr.isatty())
         for index, image in enumerate(bar):
             images[index] = image
     return Split(images, np.array(labels, dtype=np.int64))
-
-
-def _decode(path: Path, size: int) -> NDArray[np.uint8]:
-    """An image file -> (size, size, 3): the shorter side resized, the centre cut out."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            # JPEG only: decode at a fraction of the size, still twice what is asked for.
-            file.draft(None, (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(file)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-            if image.mode[0] not in "IF":
-                rgb = image.convert("RGB")
-                return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
-    except Exception as error:  # Pillow's decoders raise all sorts of types on a broken file.
-        raise UserError(f"cannot read the image {path} ({error}); repair or remove it") from error
-    raise UserError(f"{path} has more than 8 bits a channel ({image.mode}): convert it to 8 bits")

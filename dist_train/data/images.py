@@ -11,6 +11,8 @@ from PIL import Image, ImageColor, ImageOps
 from dist_train.data.catalog import IMAGE_SUFFIXES
 from dist_train.errors import UserError
 
+WHITE = (255, 255, 255)
+
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files named, and all images in the folders named and below, sorted.
@@ -82,7 +84,7 @@ def read_image(
             pixels = np.asarray(fitted if channels == 3 else fitted.convert("L"))
             return pixels.reshape(image_shape)
     except Exception as error:  # Pillow's decoders raise all sorts of types on a broken file.
-        raise UserError(f"cannot read the image {path} ({error})") from error
+        raise UserError(f"cannot read the image {path} ({error}); repair or remove it") from error
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

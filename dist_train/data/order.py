@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 # Purposes keep the random numbers of one sample apart. AUGMENT is the first of many.
-SHUFFLE, VALIDATION, AUGMENT, FRACTION = 1, 2, 3, 1000
+SHUFFLE, VALIDATION, AUGMENT, FRACTION, NOISE = 1, 2, 3, 1000, 1001
 
 
 def random_bits(

@@ -126,7 +126,11 @@ def _place(data: DataConfig) -> tuple[Path, str]:
     if data.dataset == "shapes":
         made_from["train_samples"] = data.train_samples
     if data.dataset == "folder":
-        made_from["root"] = str(catalog.locate("folder", root=data.root).resolve())
+        root = catalog.locate("folder", root=data.root).resolve()
+        # A folder's time changes with everything that is added, removed or renamed in it.
+        folders = (*root.glob("*/"), *root.glob("*/*/"))
+        made_from["changed"] = sum(folder.stat().st_mtime_ns for folder in folders)
+        made_from["root"] = str(root)
     key = json.dumps(made_from, sort_keys=True)
     return folder_of(Path(data.cache), data.dataset, key, data.storage), key
 

@@ -37,8 +37,7 @@ class StreamLoader:
     """Batches of a `.beton` file in any order.
 
     On the CPU a batch is a view of a ring buffer: valid until the next one is asked for. On CUDA
-    it has its own memory, and asking for the next one means that all work on it has been
-    submitted to the current stream; the host gets at most five batches ahead of the device.
+    it has its own memory.
 
     One epoch runs at a time: beginning another ends the one before.
     """
@@ -115,34 +114,32 @@ class StreamLoader:
             for batch in range(len(batches)):
                 if self._pending is not pending:
                     raise RuntimeError(f"{self._path}: a newer epoch or close() ended this one")
-                # The consumer is done with the batch before this one: its slot is free.
-                if self._copy_stream is not None:
-                    consumer = torch.cuda.current_stream(self._device)
-                    self._used[(batch - 1) % _SLOTS] = consumer.record_event()
+                # The batch before this one is used or being copied: its slot is the next to fill.
                 submit(batch + _SLOTS - 1)
                 future = pending.popleft()
                 error = future.exception()
                 if error is not None:
                     raise RuntimeError(f"{self._path}: reading failed: {error!r}") from error
-                yield self._to_device(future.result())
+                yield self._to_device(future.result(), batch % _SLOTS)
         finally:
             if self._pending is pending:
                 self._drain()
 
     def _read(self, ids: Ids, slot: int) -> torch.Tensor:
-        """In the thread: fill a slot of the ring once the device has used what was in it."""
+        """In the thread: fill a slot of the ring once what was in it is on the device."""
         used = self._used[slot]
         if used is not None:
             used.synchronize()
         with _decoding:
             return self._decode(ids, slot)
 
-    def _to_device(self, images: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, images: torch.Tensor, slot: int) -> torch.Tensor:
         if self._copy_stream is None:
             return images
         consumer = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copy_stream):
             batch = images.to(self._device, non_blocking=True)
+            self._used[slot] = self._copy_stream.record_event()
         consumer.wait_stream(self._copy_stream)
         # Else the allocator would give the memory away while the consumer's stream still reads it.
         batch.record_stream(consumer)

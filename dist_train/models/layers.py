@@ -16,6 +16,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class GlobalMaxPool(nn.Module):
+    """AdaptiveMaxPool2d(1), whose gradient on a GPU is neither compiled nor deterministic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, C, 1, 1)."""
+        return x.flatten(2).max(2).values[..., None, None]
+
+
 class Dropout(nn.Module):
     """Dropout (Srivastava et al., 2014) whose choices are a function of the sample, not a state.
 

@@ -8,7 +8,7 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm over consecutive groups of `group` samples; 0: over the whole local batch.
 
     With groups, and ranks that hold whole groups, a step computes the same numbers on any world
-    size. The running statistics move once a step, towards the mean over the groups, weighted by
+    size. The running statistics move once a step, towards the mean over the samples, weighted by
     `rank_share` so that their mean over the ranks is what a single process would have.
 
     Args:
@@ -43,12 +43,13 @@ class BatchNorm(nn.BatchNorm2d):
                 part, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
             count = part.numel() // part.shape[1]
+            share = len(part) / len(x)  # the last group may be smaller
             outputs.append(output)
-            means.append(mean)
-            variances.append((inverse_std**-2 - self.eps) * (count / max(count - 1, 1)))
+            means.append(mean * share)
+            variances.append((inverse_std**-2 - self.eps) * (share * count / max(count - 1, 1)))
         with torch.no_grad():
-            self._move(self.running_mean, torch.stack(means).mean(0))
-            self._move(self.running_var, torch.stack(variances).mean(0))
+            self._move(self.running_mean, torch.stack(means).sum(0))
+            self._move(self.running_var, torch.stack(variances).sum(0))
         return torch.cat(outputs)
 
     def _move(self, running: Tensor | None, new: Tensor) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from dist_train.models.layers import GlobalMaxPool
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -34,7 +36,7 @@ def resnet9(
         block(first, second, pool=True),
         block(second, third, pool=True),
         residual(third),
-        nn.AdaptiveMaxPool2d(1),
+        GlobalMaxPool(),
         nn.Flatten(),
         nn.Linear(third, num_classes),
     )

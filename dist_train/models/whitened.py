@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dist_train.models.layers import GlobalMaxPool
 from dist_train.models.norm import BatchNorm
 
 
@@ -59,7 +60,7 @@ def whitened(
         whitening,
         nn.GELU(),
         *stages,
-        nn.AdaptiveMaxPool2d(1),
+        GlobalMaxPool(),
         nn.Flatten(),
         Scale(1 / channels),
         head,
@@ -73,17 +74,17 @@ def whitening_convolution(images: Tensor, patch: int = 2) -> nn.Conv2d:
     its eigenvalue, and their negatives: 2 * C * patch**2 of them.
 
     Args:
-        images: float32 (n, C, H, W), normalised.
+        images: float32 (n, C, H, W), normalised, on any device; the convolution is on the CPU.
     """
     channels = images.shape[1]
     size = channels * patch * patch
-    total, count = torch.zeros(size, size, dtype=torch.float64), 0
+    total, count = torch.zeros(size, size, dtype=torch.float64, device=images.device), 0
     for part in torch.split(images, 250):  # patches are several times as large as the images
         patches = part.unfold(2, patch, 1).unfold(3, patch, 1)  # n, C, H', W', patch, patch
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, size).double()
         total += patches.T @ patches
         count += len(patches)
-    eigenvalues, eigenvectors = torch.linalg.eigh(total / count)
+    eigenvalues, eigenvectors = torch.linalg.eigh(total.cpu() / count)
     filters = (eigenvectors / torch.sqrt(eigenvalues + 5e-4)).T.flip(0)
     filters = filters.reshape(-1, channels, patch, patch).float()
     conv = nn.Conv2d(channels, 2 * len(filters), patch)

@@ -3,7 +3,7 @@
 After Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,26 +35,33 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Parameter, Tensor]]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update = self._nesterov(parameter, group["momentum"])
-                    by_shape.setdefault(parameter.shape, []).append((parameter, update))
-            for same in by_shape.values():
-                stacked = torch.stack([update.reshape(len(update), -1) for _, update in same])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            updates = self._nesterov(parameters, group["momentum"])
+            by_shape: dict[torch.Size, list[int]] = {}
+            for number, parameter in enumerate(parameters):
+                by_shape.setdefault(parameter.shape, []).append(number)
+            for shape, numbers in by_shape.items():
+                stacked = torch.stack([updates[number].reshape(shape[0], -1) for number in numbers])
                 matrices = shared_out(stacked) if self.shared else orthogonalize(stacked)
-                for (parameter, _), update in zip(same, matrices, strict=True):
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                    parameter.add_(update.view(parameter.shape), alpha=-group["lr"])
+                for number, matrix in zip(numbers, matrices, strict=True):
+                    updates[number] = matrix.view(shape)
+            # All of them at once: on a GPU a step takes as long as its launches.
+            norms = torch._foreach_norm(parameters)
+            torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
+            torch._foreach_div_(parameters, norms)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
-    def _nesterov(self, parameter: Parameter, momentum: float) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        gradient = parameter.grad
-        assert gradient is not None
-        state["momentum"].mul_(momentum).add_(gradient)
-        return gradient.add(state["momentum"], alpha=momentum)
+    def _nesterov(self, parameters: Sequence[Parameter], momentum: float) -> list[Tensor]:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(momenta, momentum)
+        torch._foreach_add_(momenta, gradients)
+        return list(torch._foreach_add(gradients, momenta, alpha=momentum))
 
 
 def shared_out(matrices: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def update(
         trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if gradient_clip:
-            nn.utils.clip_grads_with_norm_(trained, gradient_clip, norm)
+            # What is no number would spread to optimizers whose step the scaler does not skip.
+            nn.utils.clip_grads_with_norm_(trained, gradient_clip, norm.nan_to_num(torch.inf))
     for optimizer in optimizers:
         scaler.step(optimizer)
     scaler.update()

@@ -63,8 +63,11 @@ def answers(group: Group) -> Answers | None:
 
 def read_predictions(run: Run) -> tuple[Floats, NDArray[np.int64]] | None:
     """Probabilities (N, classes) and labels (N,) of the final evaluation."""
+    import torch  # takes seconds, which a report without answers need not wait for
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
+
+    from dist_train.optim.losses import probabilities
 
     path = run.folder / "predictions.safetensors"
     if not path.exists():
@@ -77,8 +80,8 @@ def read_predictions(run: Run) -> tuple[Floats, NDArray[np.int64]] | None:
     except (OSError, SafetensorError, LookupError, ValueError) as error:
         run.notes.append(f"{path.name} cannot be read: {error}")
         return None
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    return exponentials / exponentials.sum(1, keepdims=True), labels
+    loss = run.config.get("train.loss", "cross_entropy")
+    return probabilities(torch.from_numpy(logits), loss).numpy(), labels
 
 
 def judged_images(run: Run, positions: NDArray[np.int64]) -> NDArray[np.uint8]:

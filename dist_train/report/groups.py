@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_train.report.reading import Run, differing, is_number
-from dist_train.runs import FREE_SETTINGS
+from dist_train.runs import FREE_SETTINGS, ROUNDING
 
 Axis = Literal["step", "epoch", "seconds"]
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 def decides(field: str) -> bool:
     """Whether a config field makes another experiment."""
-    return field != "seed" and not field.startswith(FREE_SETTINGS)
+    return field in ROUNDING or (field != "seed" and not field.startswith(FREE_SETTINGS))
 
 
 def label(members: Sequence[Run], runs: Sequence[Run]) -> str:

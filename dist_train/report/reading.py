@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeGuard
@@ -147,19 +147,10 @@ class Run:
 
     @cached_property
     def training_seconds(self) -> list[float]:
-        """Seconds of training until each line, from the throughput: without evaluation, without
-        the time between two processes of a resumed run. Empty where the batch size is unknown."""
-        batch_size = self.config.get("data.batch_size")
-        if not is_number(batch_size):
-            return []
-        seconds, before, total = [], 0, 0.0
-        for line in self.lines:
-            speed = line.get("perf/images_per_second")
-            if is_number(speed) and speed > 0:
-                total += (line["step"] - before) * batch_size / speed
-            before = line["step"]
-            seconds.append(total)
-        return seconds
+        """Seconds of training until each line: without evaluation, without the time between two
+        processes of a resumed run. A line that says nothing of it has those of the one before."""
+        said = (line.get("perf/train_seconds") for line in self.lines)
+        return list(accumulate((float(s) if is_number(s) else 0.0 for s in said), max))
 
 
 def read_run(folder: Path) -> Run:

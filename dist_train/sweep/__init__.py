@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
+from dist_train.runs import check_same, read_json
 from dist_train.sweep.execute import run_here, submit
 from dist_train.sweep.plan import Sweep, plan
 from dist_train.sweep.study import plot, results, table
@@ -19,7 +20,7 @@ def sweep(
         UserError: a setting is wrong, or runs did not finish.
     """
     planned = plan(arguments, seeds=seeds, sample=sample)
-    check_finished(planned)
+    check_settings(planned)
     unfinished = []
     if not all(run.is_finished for run in planned.runs):
         if slurm:
@@ -43,10 +44,8 @@ def sweep(
         )
 
 
-def check_finished(sweep: Sweep) -> None:
+def check_settings(sweep: Sweep) -> None:
     """Raises UserError when a run of that name was made with other settings."""
-    from dist_train.runs import check_same, read_json  # imports torch
-
     for run in sweep.runs:
         path = run.folder / "config.json"
         if path.exists():

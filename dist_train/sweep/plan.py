@@ -10,8 +10,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from dist_train import options
+from dist_train.checks import require
 from dist_train.config import Config
-from dist_train.errors import UserError
 
 ONCE = ("name", "output", "seed")  # of the whole sweep
 
@@ -52,6 +52,10 @@ def plan(arguments: Sequence[str], *, seeds: int, sample: int | None) -> Sweep:
     """
     recipes, given = options.as_given(arguments, "dist-train sweep")
     once = {name: given.pop(name) for name in ONCE if name in given}
+    first_seed = once.get("seed", "0")
+    require(
+        first_seed.isdecimal(), f"--seed {first_seed}: expected the first one; --seeds N for more"
+    )
     of_text = {option.path for option in options.all_options() if is_text(option.type)}
     axes = {"recipe": recipes.split(",")} | {
         path: text.split(";" if path in of_text else ",") for path, text in given.items()
@@ -67,15 +71,17 @@ def plan(arguments: Sequence[str], *, seeds: int, sample: int | None) -> Sweep:
     for settings, seed in itertools.product(grid, range(seeds)):
         distinct = {path: settings[path] for path in varied}
         label = [f"{tail(path)}={value}" for path, value in distinct.items()]
-        seed += int(once.get("seed", 0))
+        seed += int(first_seed)
         run_name = re.sub(r"[^\w.,=+-]", "-", "_".join([*label, f"seed={seed}"]))
         flags = [f"--{path}={value}" for path, value in settings.items() if path != "recipe"]
         own = (f"--seed={seed}", f"--output={folder}", f"--name={run_name}")
         line = (settings["recipe"], *flags, *own)
         config, _ = options.parse(line, "dist-train sweep")
         runs.append(Run(distinct, line, folder / run_name, config))
-    if len({run.folder for run in runs}) < len(runs):
-        raise UserError(f"--{varied[0]}: a value is given twice, or two of them look the same")
+    require(
+        len({run.folder for run in runs}) == len(runs),
+        f"--{', --'.join(varied)}: a value is given twice, or two of them look the same",
+    )
     return Sweep(folder, tuple(runs))
 
 

@@ -66,7 +66,7 @@ class Console(Tracker):
         accuracy = metrics.get(f"{self._split}/accuracy")
         if accuracy is not None:
             self._latest["accuracy"] = accuracy
-            self._latest["best"] = max(self._latest.get("best", 0.0), accuracy)
+            self._latest["best"] = metrics[f"{self._split}/best_accuracy"]
         now, evaluated = time.monotonic(), accuracy is not None
         if self._live is None:
             if evaluated or now - self._printed >= SECONDS_BETWEEN_LINES:

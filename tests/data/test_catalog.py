@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dist_train.config import DataConfig
 from dist_train.data import catalog, download
 from dist_train.data.download import SOURCES
+from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -453,16 +455,18 @@ def test_folder_reads_sizes_modes_and_formats(tmp_path: Path) -> None:
     paletted.save(dog / "d.png", transparency=bytes([0, 255]))
     red.convert("CMYK").save(dog / "e.jpeg", quality=95)
     red.resize((7, 9)).save(dog / "f.ppm")
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(dog / "h.png")
     Image.new("RGB", (2000, 1500), RED).save(dog / "g.jpg", quality=95)
     (dog / "notes.txt").write_text("not an image")
     (dog / ".hidden.png").write_text("not an image either")
     dataset = catalog.load("folder", root=str(tmp_path), image_size=16)
     assert dataset.classes == ("cat", "dog")
-    assert dataset.train.images.shape == (8, 16, 16, 3)
+    assert dataset.train.images.shape == (9, 16, 16, 3)
     assert dataset.train.images.flags.c_contiguous
-    assert dataset.train.labels.tolist() == [0] + [1] * 7
+    assert dataset.train.labels.tolist() == [0] + [1] * 8
     assert dataset.test.labels.tolist() == [0, 1]
-    expected = np.array([GREEN, RED, (82, 82, 82), RED, RED, RED, RED, RED])
+    grey, white, upper_byte = (82, 82, 82), (255, 255, 255), (156, 156, 156)
+    expected = np.array([GREEN, RED, grey, RED, white, RED, RED, RED, upper_byte])
     difference = dataset.train.images - expected[:, None, None].astype(np.int64)
     assert np.abs(difference).max() <= 8
     assert catalog.load("folder", root=str(tmp_path)).train.images.shape[1:] == (64, 64, 3)
@@ -485,6 +489,22 @@ def test_folder_cuts_out_the_centre_and_turns_as_the_camera_was_held(tmp_path: P
     np.testing.assert_array_equal(turned_image, np.rot90(wide_image, -1))
 
 
+def test_a_folder_is_prepared_anew_when_its_images_change(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    image_folder(root)
+    data = DataConfig(dataset="folder", root=str(root), cache=str(tmp_path / "prepared"))
+    cat, dog = root / "train" / "cat", root / "train" / "dog"
+
+    def images() -> list[int]:
+        return [prepare_dataset(data).manifest.train.samples, len(list(Path(data.cache).iterdir()))]
+
+    assert images() == images() == [2, 1]
+    Image.new("RGB", (8, 8), BLUE).save(cat / "new.png")
+    assert images() == [3, 2]
+    (cat / "new.png").rename(dog / "new.png")
+    assert images() == images() == [3, 3]
+
+
 def test_folder_names_the_unreadable_image(tmp_path: Path) -> None:
     image_folder(tmp_path)
     path = tmp_path / "val" / "dog" / "plain.png"
@@ -493,14 +513,6 @@ def test_folder_names_the_unreadable_image(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(UserError, match=f"cannot read the image {path}.*repair or remove"):
             catalog.load("folder", root=str(tmp_path))
-
-
-def test_folder_refuses_more_than_8_bits(tmp_path: Path) -> None:
-    image_folder(tmp_path)
-    deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
-    deep.save(tmp_path / "train" / "cat" / "deep.png")
-    with pytest.raises(UserError, match=r"deep.png has more than 8 bits"):
-        catalog.load("folder", root=str(tmp_path))
 
 
 def test_folder_classes_must_agree_and_hold_images(tmp_path: Path) -> None:

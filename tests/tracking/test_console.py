@@ -29,7 +29,7 @@ for step in range(20, 401, 20):
     line |= {"perf/images_per_second": 1234567.8, "perf/data_wait": 0.01, "optim/lr": 0.012345}
     line |= {"perf/memory_bytes": 2.5e9}
     if step % 200 == 0:
-        line |= {"test/accuracy": 0.7, "test/loss": 0.9}
+        line |= {"test/accuracy": 0.7, "test/best_accuracy": 0.8, "test/loss": 0.9}
         view.checkpointed(step, pathlib.Path("x"), best=True)
     view.log(line)
     if step == 300:
@@ -72,7 +72,7 @@ def test_the_live_view_fits_a_terminal_and_leaves_it_as_it_was() -> None:
     written = on_terminal()
     for part in ("epoch 2/2", "step 400/400", "loss 0.0025", "1,234,568 images/s", "memory 2.5 GB"):
         assert part in written
-    for part in ("test 70.00%", "best 70.00%", "checkpoint at step 200", "left", "compiling: 0 s"):
+    for part in ("test 70.00%", "best 80.00%", "checkpoint at step 200", "left", "compiling: 0 s"):
         assert part in written
     assert "Loss is not finite: a warning" in written
     pictures = [line for line in plain(written).splitlines() if not line.startswith("epoch   ")]
