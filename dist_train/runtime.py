@@ -237,7 +237,6 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             "choose a free port (accelerate launch --main_process_port, torchrun --master_port)"
         ) from error
     if backend is not None:
-        torch.compiler.reset()  # the graphs of earlier runs in this process count towards a limit
         torch._dynamo.config.recompile_limit = 64  # image sizes x networks x lengths of a batch
     set_threads(settings.threads, processes=processes)
     torch.use_deterministic_algorithms(settings.deterministic)

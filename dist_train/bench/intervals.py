@@ -9,15 +9,18 @@ from scipy import stats
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and 95 % interval (Student's t) of the mean; null for one value."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return {"mean": mean, "std": None, "interval": None}
+    """Mean, standard deviation and 95 % interval (Student's t) of the mean.
+
+    There is no deviation of one value, and no interval where all are equal: null.
+    """
+    mean, std = fmean(values), stdev(values) if len(values) > 1 else None
+    if not std:
+        return {"mean": mean, "std": std, "interval": None}
     result = stats.ttest_1samp(values, 0.0)
     interval = result.confidence_interval(0.95)
     return {
         "mean": mean,
-        "std": stdev(values),
+        "std": std,
         "interval": [float(interval.low), float(interval.high)],
     }
 

@@ -1,8 +1,7 @@
-"""Accuracy against seconds of all that `dist-train bench speed` left in records: makes a PNG."""
+"""Accuracy against seconds of all runs that records hold: makes a PNG."""
 
 import json
-import re
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,38 +12,36 @@ from dist_train.files import write_atomically
 HERE = Path(__file__).parent
 
 
-def programs() -> Iterator[tuple[str, bool, list[dict[str, Any]]]]:
-    """Name, whether it is a rival, and runs."""
-    for path in sorted(HERE.glob("*/*/speed.json")):
-        report = json.loads(path.read_text())
-        yield report["recipe"], False, report["runs"]
-        if report["rival_runs"]:
-            script = re.search(r"(\w+)\.py", report["rival"])
-            yield script[1] if script else report["rival"], True, report["rival_runs"]
+def programs() -> dict[tuple[str, bool], list[dict[str, Any]]]:
+    """Runs by the name of what was run, and whether it is a rival."""
+    found = defaultdict(list)
+    for path in sorted(HERE.glob("*/*/runs.jsonl")):
+        for run in map(json.loads, path.read_text().splitlines()):
+            rival = not run["who"].startswith("seed")
+            found[run["who"] if rival else path.parent.name, rival].append(run)
+    return found
 
 
 def picture() -> bytes:
-    """One point a run, circles for ours and squares for rivals."""
+    """One point a run: circles for ours, squares for rivals."""
     with styled():
         figure, panels = new_figure(1, 1, (7, 4.5))
         panel = panels[0, 0]
-        for number, (name, rival, runs) in enumerate(programs()):
+        for (name, rival), runs in programs().items():
             seconds = [run["seconds"] for run in runs]
             accuracies = [run["accuracy"] for run in runs]
-            colour, marker = COLOURS[number // 2 % len(COLOURS)], "s" if rival else "o"
-            fill = "none" if rival else colour
-            panel.plot(seconds, accuracies, marker, color=colour, markerfacecolor=fill)
+            panel.plot(seconds, accuracies, "s" if rival else "o", color=COLOURS[rival])
             panel.annotate(
                 f"{name}, n = {len(runs)}",
-                (fmean(seconds), fmean(accuracies)),
-                xytext=(0, -16),
+                (fmean(seconds), max(accuracies)),
+                xytext=(0, 8) if rival else (-8, -4),
                 textcoords="offset points",
-                ha="center",
-                color=colour,
+                ha="center" if rival else "right",
+                color=COLOURS[rival],
             )
-        panel.set(xscale="log", xlabel="seconds", ylabel="CIFAR-10 test accuracy")
+        panel.set(xscale="log", xlabel="seconds, two CPU cores", ylabel="CIFAR-10 test accuracy")
         panel.yaxis.set_major_formatter("{x:.0%}")
-        panel.margins(0.15)
+        panel.margins(0.2)
         return as_png(figure)
 
 
