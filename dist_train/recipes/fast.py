@@ -34,6 +34,8 @@ def cifar10_94(batch_size: int = 2000) -> Config:
 
     The first steps see smaller images, and only the quarter of the test images that the network
     is least sure of is looked at again. Nothing of it depends on the number of ranks up to 4.
+
+    93.90 % (mean of 3 seeds) in 696 s of whitening, training and evaluation.
     """
     return Config(
         data=DataConfig(
