@@ -210,19 +210,8 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     Raises:
         UserError: the device, the precision or the rendezvous cannot be had.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--runtime.device cuda: torch sees no CUDA device here; "
-            "check nvidia-smi, or use --runtime.device cpu"
-        )
-    cpu = settings.device == "cpu" or not torch.cuda.is_available()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if not cpu and processes > torch.cuda.device_count():
-        raise UserError(
-            f"{processes} processes for {torch.cuda.device_count()} GPUs on this machine: start "
-            "fewer (accelerate launch --num_processes, torchrun --nproc_per_node), or use "
-            "--runtime.device cpu"
-        )
+    cpu = is_for_cpu(settings.device, processes=processes)
     precision = resolve_precision(settings.precision, cpu=cpu)
     backend = resolve_compile(settings.compile, cpu=cpu)
     timeout = timedelta(seconds=settings.timeout_seconds)
@@ -269,6 +258,29 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     finally:
         state.destroy_process_group()
         PartialState._reset_state()  # or a second run in this process would find it destroyed
+
+
+def is_for_cpu(device: str, *, processes: int) -> bool:
+    """Whether to train on the CPU: `auto` does where there is no GPU.
+
+    Raises:
+        UserError: there is no GPU, or not one for each process.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--runtime.device cuda: torch sees no CUDA device here; "
+            "check nvidia-smi, or use --runtime.device cpu"
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return True
+    # Processes of torchrun and accelerate see the same GPUs; a cluster may show each its own.
+    gpus, share = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ
+    if share and processes > gpus:
+        raise UserError(
+            f"{processes} processes for {gpus} GPUs on this machine: start fewer (accelerate "
+            "launch --num_processes, torchrun --nproc_per_node), or use --runtime.device cpu"
+        )
+    return False
 
 
 def join_again(backend: str, timeout: timedelta) -> None:

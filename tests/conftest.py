@@ -80,7 +80,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
     )
     print("$", *command, f"-> {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

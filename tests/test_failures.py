@@ -205,11 +205,11 @@ def test_a_lost_node_leaves_a_smaller_job(tmp_path: Path, cache: Path) -> None:
     flags += ["--train.epochs", "80"]
     agent = (
         *("--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"),
-        *("--rdzv-id", "job", "--max-restarts", "3", "--rdzv-conf", "last_call_timeout=4"),
+        *("--rdzv-id", "job", "--max-restarts", "3", "--rdzv-conf"),
     )
-    nodes = [launch(tmp_path, *flags, processes=1, agent=agent)]
-    time.sleep(1)
-    nodes.append(launch(tmp_path, *flags, processes=1, agent=agent))
+    # On one machine either node could be the host of the meeting, which must not be lost.
+    meetings = [f"last_call_timeout=10,is_host={host}" for host in (1, 0)]
+    nodes = [launch(tmp_path, *flags, processes=1, agent=(*agent, each)) for each in meetings]
     run_folder = tmp_path / "runs" / "run"
     try:
         wait_for_step(nodes[0], run_folder, 20)

@@ -16,13 +16,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     mean, std = fmean(values), stdev(values) if len(values) > 1 else None
     if not std:
         return {"mean": mean, "std": std, "interval": None}
-    result = stats.ttest_1samp(values, 0.0)
-    interval = result.confidence_interval(0.95)
-    return {
-        "mean": mean,
-        "std": std,
-        "interval": [float(interval.low), float(interval.high)],
-    }
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return {"mean": mean, "std": std, "interval": [float(interval.low), float(interval.high)]}
 
 
 def p_value(accuracies: Sequence[float], target: float | None) -> float | None:

@@ -30,7 +30,7 @@ def measure(settings: Settings) -> Measurements:
     """
     prepare_dataset(settings.data)
     gpus = torch.cuda.device_count()
-    device, counts = ("cuda", powers_of_two(gpus)) if gpus > 1 else ("cpu", CPU_RANKS)
+    device, counts = ("cuda", up_to(gpus)) if gpus > 1 else ("cpu", CPU_RANKS)
     cores = len(os.sched_getaffinity(0))
     precision = runtime.resolve_precision("auto", cpu=device == "cpu")
     rate = partial(images_per_second, settings=settings, device=device, precision=precision)
@@ -39,45 +39,44 @@ def measure(settings: Settings) -> Measurements:
     first_guess = rate(ranks=1, threads=cores, steps=2, batch_size=BATCH_SIZE)
     steps = max(2, round(seconds * first_guess / BATCH_SIZE))
     note(f"scaling: {steps} steps of {BATCH_SIZE} images on {device}, {precision}")
-    contestants, tasks = {}, {}
-    for ranks in (1, *counts):
-        threads = max(1, cores // ranks)
-        ideal = ranks if device == "cuda" else 1
-        task = f"resnet9 by torchrun on {device}, {precision}, {steps} steps of "
-        task += f"{BATCH_SIZE * ideal} images, {ranks} processes of {threads} threads"
-        for name, every in variants(ranks, steps):
-            contestants[name] = partial(
-                rate,
-                ranks=ranks,
-                threads=threads,
-                steps=steps,
-                batch_size=BATCH_SIZE * ideal,
-                local_steps=every,
-            )
-            tasks[name] = task + (", each on its own" if every > 1 else "")
+
+    def ideal(ranks: int) -> int:
+        return ranks if device == "cuda" else 1
+
+    def contestant(ranks: int, *, local_steps: int = 1) -> partial[float]:
+        return partial(
+            rate,
+            ranks=ranks,
+            threads=max(1, cores // ranks),
+            steps=steps,
+            batch_size=BATCH_SIZE * ideal(ranks),
+            local_steps=local_steps,
+        )
+
+    one = "images_per_second_1_ranks"
+    contestants = {one: contestant(1)}
+    for ranks in counts:
+        contestants[f"images_per_second_{ranks}_ranks"] = contestant(ranks)
+        alone = contestant(ranks, local_steps=steps)
+        contestants[f"images_per_second_{ranks}_ranks_alone"] = alone
     rates = alternate(contestants, settings.repeats or REPEATS)
 
     found = Measurements()
-    for name, task in tasks.items():
-        found.add(name, task, rates[name])
+    for name, timed in contestants.items():
+        own = "{steps} steps of {batch_size} images, {ranks} ranks of {threads} threads, which meet"
+        task = f"resnet9 by torchrun on {device}, {precision}, {own} every {{local_steps}}"
+        found.add(name, task.format(**timed.keywords), rates[name])
     for ranks in counts:
-        ideal = ranks if device == "cuda" else 1
-        together, alone = (name for name, _ in variants(ranks, steps))
-        over_one = found.paired(together, over="images_per_second_1_ranks")
-        found.ratios[f"ranks_{ranks}_vs_1_resnet9"] = over_one / ideal
-        found.ratios[f"all_reduce_share_{ranks}_ranks"] = 1 - found.paired(together, over=alone)
+        together = f"images_per_second_{ranks}_ranks"
+        found.ratios[f"ranks_{ranks}_vs_1_resnet9"] = found.paired(together, one) / ideal(ranks)
+        share = 1 - found.paired(together, f"{together}_alone")
+        found.ratios[f"all_reduce_share_{ranks}_ranks"] = share
     return found
 
 
-def variants(ranks: int, steps: int) -> list[tuple[str, int]]:
-    """What is timed for so many ranks: names and after how many steps they meet."""
-    name = f"images_per_second_{ranks}_ranks"
-    return [(name, 1), (f"{name}_alone", steps)] if ranks > 1 else [(name, 1)]
-
-
-def powers_of_two(most: int) -> tuple[int, ...]:
-    """From 2 on."""
-    return tuple(2**n for n in range(1, most.bit_length()))
+def up_to(gpus: int) -> list[int]:
+    """2, 4, 8 and so on, and all of them."""
+    return [*(2**n for n in range(1, gpus.bit_length()) if 2**n < gpus), gpus]
 
 
 def images_per_second(

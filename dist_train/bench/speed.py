@@ -6,36 +6,31 @@ evaluated before the end.
 """
 
 import json
-import math
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import torch
-
-from dist_train import build, options, runs, runtime
+from dist_train import options, runs
 from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import note
+from dist_train.bench.work import work
 from dist_train.checks import at_least, require, within
-from dist_train.config import Config, TrackingConfig
-from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.figures import COLOURS, GRID, as_png, new_figure, styled
 from dist_train.files import write_atomically
-from dist_train.flops import TRAINING_FLOPS, forward_flops
-from dist_train.sweep.execute import run_here
+from dist_train.sweep.execute import require_finished, run_here
 from dist_train.sweep.plan import Run as PlannedRun
 from dist_train.sweep.plan import Sweep
 from dist_train.train import train
 
 ON_THE_CLOCK = ("initialise", "train", "evaluate")
+NO_TRACKERS = ("--tracking.wandb=off", "--tracking.tensorboard=false")
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -72,16 +67,15 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         own.parallel == 1 or own.rival is None,
         f"--parallel {own.parallel} and --rival: a rival is timed alone; leave one of them out",
     )
-    config, _ = options.parse(rest, "dist-train bench speed")
+    planned = plan(rest, own.runs)
+    folder = planned.folder
     with redirect_stdout(sys.stderr):  # what runs and libraries print is progress here
-        configs = [timed(config, config.seed + number) for number in range(own.runs)]
-        if own.parallel > 1:
-            in_parallel(rest, configs, own.parallel)
+        if own.parallel > 1:  # in processes of their own, which share out cores and GPUs
+            require_finished(planned, run_here(planned, parallel=own.parallel))
         else:
             note("warming up")
-            train(configs[0], dry_run=True)
-        report = measure(configs, target=own.target, rival=own.rival)
-    folder = folder_of(config)
+            train(planned.runs[0].config, dry_run=True)
+        report = measure(planned, target=own.target, rival=own.rival)
     runs.write_json(folder / "speed.json", report)
     lines = (json.dumps(line) + "\n" for line in [*report["runs"], *report["rival_runs"]])
     write_atomically(folder / "runs.jsonl", "".join(lines).encode())
@@ -90,50 +84,48 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     return report
 
 
-def folder_of(config: Config) -> Path:
-    """Where the runs and the report are."""
-    return Path(config.output) / f"speed-{config.recipe}"
+def plan(arguments: Sequence[str], seeds: int) -> Sweep:
+    """A run for each seed, with nothing but what the clock is for.
+
+    Raises:
+        UserError: a wrong flag or value.
+    """
+    config, _ = options.parse(arguments, "dist-train bench speed")
+    folder = Path(config.output) / f"speed-{config.recipe}"
+    planned = []
+    for seed in range(config.seed, config.seed + seeds):
+        own = (f"--name=seed{seed}", f"--seed={seed}", f"--output={folder}")
+        line = (*arguments, *own, "--train.eval_every=0", *NO_TRACKERS)
+        config, _ = options.parse(line, "dist-train bench speed")
+        planned.append(PlannedRun({}, line, folder / f"seed{seed}", config))
+    return Sweep(folder, tuple(planned))
 
 
-def timed(config: Config, seed: int) -> Config:
-    """The run of a seed: nothing but what the clock is for."""
-    return replace(
-        config,
-        name=f"seed{seed}",
-        seed=seed,
-        output=str(folder_of(config)),
-        train=replace(config.train, eval_every=0),
-        tracking=TrackingConfig(wandb="off"),
-    )
-
-
-def measure(
-    configs: Sequence[Config], *, target: float | None, rival: str | None
-) -> dict[str, Any]:
+def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[str, Any]:
     """The report of these runs, each followed by the rival's."""
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
-    folder = Path(configs[0].output)
-    for each in configs:
-        summary = train(each)
+    first = planned.runs[0].config
+    for config in (run.config for run in planned.runs):
+        summary = train(config)
         own_runs.append(of_summary(summary))
         steps = summary["steps"]
-        note(f"seed {each.seed}: {own_runs[-1].said()}")
+        note(f"seed {config.seed}: {own_runs[-1].said()}")
         if rival is not None:
-            place = folder / f"rival{each.seed}.json"
+            place = planned.folder / f"rival{config.seed}.json"
             rival_runs.append(rivals_turn(rival, place))
             note(f"rival: {rival_runs[-1].said()}")
     over_rivals = ratio(seconds_of(own_runs), seconds_of(rival_runs)) if rival_runs else None
     from dist_train.bench import hardware
 
     return {
-        "recipe": configs[0].recipe,
+        "recipe": first.recipe,
         "clock": " + ".join(ON_THE_CLOCK),
         **statistics(own_runs, target),
         "rival": rival,
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
         "seconds_over_rivals": over_rivals,
-        "work": work(configs[0], own_runs, steps),
+        "work": work(first, steps, [run.parts for run in own_runs]),
         "hardware": hardware(),
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
@@ -207,26 +199,6 @@ def run_rival(command: str) -> Run:
         return Run("rival", None, whole, {"total": whole})
 
 
-def in_parallel(arguments: Sequence[str], configs: Sequence[Config], parallel: int) -> None:
-    """A process for each seed, as in a sweep: so many at a time, which share out cores and GPUs.
-
-    Raises:
-        UserError: a run failed.
-    """
-    planned = []
-    for config in configs:
-        own = (f"--name={config.name}", f"--output={config.output}", f"--seed={config.seed}")
-        timing = ("--train.eval_every=0", "--tracking.wandb=off")
-        folder = Path(config.output) / str(config.name)
-        planned.append(PlannedRun({}, (*arguments, *own, *timing), folder, config))
-    sweep = Sweep(Path(configs[0].output), tuple(planned))
-    if unfinished := run_here(sweep, parallel=parallel):
-        raise UserError(
-            f"{len(unfinished)} of {len(configs)} runs did not finish: see "
-            f"{unfinished[0].folder}.log; the same command goes on"
-        )
-
-
 # Figures
 
 
@@ -246,46 +218,6 @@ def statistics(found: Sequence[Run], target: float | None) -> dict[str, Any]:
     figures["target"] = target
     figures["p_value"] = p_value(accuracies, target)
     return figures
-
-
-def work(config: Config, found: Sequence[Run], steps: int) -> dict[str, Any]:
-    """Where the time of training goes: operations, and how near they come to the device's best.
-
-    The peak is that of a large matrix product in the run's precision, measured here and now.
-
-    Args:
-        steps: of each run.
-    """
-    with runtime.start(config.runtime) as here:
-        prepared = prepare_dataset(config.data)
-        height, _, channels = prepared.manifest.image_shape
-        model = build.blank_network(config, prepared.manifest)
-        sizes = build.image_sizes(config.data, height, steps)
-        per_image = {size: forward_flops(model, (size, size, channels)) for size in set(sizes)}
-        flops = TRAINING_FLOPS * config.data.batch_size * sum(per_image[size] for size in sizes)
-        peak = matmul_peak(here)
-    seconds = fmean(run.parts["train"] for run in found)
-    return {
-        "training_flops": flops,
-        "flops_per_second": flops / seconds,
-        "matmul_flops_per_second": peak,
-        "mfu": flops / seconds / peak if config.train.select == 1 else None,
-        "data_wait_fraction": fmean(run.parts["data_wait"] for run in found) / seconds,
-    }
-
-
-def matmul_peak(here: runtime.Runtime, seconds: float = 1.0) -> float:
-    """Operations a second of a matrix product, the best of several."""
-    size = 8192 if here.device.type == "cuda" else 2048  # a GPU is done with less in no time
-    # Of random numbers: constant ones heat a GPU less, which then runs faster than in training.
-    a = torch.randn(size, size, device=here.device).to(runtime.DTYPES[here.precision])
-    best, until = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        a @ a
-        here.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def picture(report: dict[str, Any]) -> bytes:

@@ -124,7 +124,7 @@ class TrainBatches:
         )
         return epochs * whole + rest * self.order.batch_size
 
-    def _plan(self, epoch: int, first_step: int) -> "Plan":
+    def _plan(self, epoch: int, first_step: int) -> Plan:
         """Ids, labels and draws go to the device once an epoch.
 
         A rank whose slice of a short last batch is empty gets one sample with share 0, so that no
@@ -149,7 +149,7 @@ class TrainBatches:
             global_sizes=[len(step) for step in steps],
         )
 
-    def _play(self, plan: "Plan") -> Iterator[Batch]:
+    def _play(self, plan: Plan) -> Iterator[Batch]:
         start = 0
         steps = zip(plan.lengths, plan.shares, plan.global_sizes, strict=True)
         with closing(self.loader.epoch(plan.ids)) as images:

@@ -57,7 +57,6 @@ def cifar10_94(batch_size: int = 2000) -> Config:
             muon_learning_rate=0.24,
             muon_momentum=0.6,
             schedule="linear",
-            final_fraction=0.0,
         ),
         train=TrainConfig(
             epochs=8.5, label_smoothing=0.2, log_every=25, tta="shift", tta_share=0.25

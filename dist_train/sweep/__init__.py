@@ -3,11 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.runs import check_same, read_json
-from dist_train.sweep.execute import run_here, submit
-from dist_train.sweep.plan import Sweep, plan
+from dist_train.sweep.execute import require_finished, run_here, submit
+from dist_train.sweep.plan import Run, Sweep, plan
 from dist_train.sweep.study import plot, results, table
 
 
@@ -21,7 +20,7 @@ def sweep(
     """
     planned = plan(arguments, seeds=seeds, sample=sample)
     check_settings(planned)
-    unfinished = []
+    unfinished: list[Run] = []
     if not all(run.is_finished for run in planned.runs):
         if slurm:
             print(submit(planned))
@@ -37,11 +36,7 @@ def sweep(
         )
         plot(rows, varied, planned.folder / "plot.png")
         print(f"{text}\n{planned.folder / 'plot.png'}")
-    if unfinished:
-        raise UserError(
-            f"{len(unfinished)} of {len(planned.runs)} runs did not finish: see "
-            f"{unfinished[0].folder}.log; the same command goes on"
-        )
+    require_finished(planned, unfinished)
 
 
 def check_settings(sweep: Sweep) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from ctypes import CDLL
 from pathlib import Path
 from typing import IO
@@ -54,6 +55,15 @@ def run_here(sweep: Sweep, *, parallel: int) -> list[Run]:
         for _, process in running.values():
             process.wait()
     return unfinished
+
+
+def require_finished(sweep: Sweep, unfinished: Sequence[Run]) -> None:
+    """Raises UserError, naming a log, when runs failed or were stopped."""
+    if unfinished:
+        raise UserError(
+            f"{len(unfinished)} of {len(sweep.runs)} runs did not finish: see "
+            f"{unfinished[0].folder}.log; the same command goes on"
+        )
 
 
 def start(run: Run, group: str, slot: int, parallel: int) -> subprocess.Popen[bytes]:

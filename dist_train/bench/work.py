@@ -1,0 +1,55 @@
+"""Where the time of training goes: operations, and how near they come to the device's best."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from dist_train import build, runtime
+from dist_train.config import Config
+from dist_train.data.prepare import prepare_dataset
+from dist_train.flops import TRAINING_FLOPS, forward_flops
+
+
+def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Operations of a run's training, in a second, and of the device's best.
+
+    The peak is that of a large matrix product in the run's precision, measured here and now.
+
+    Args:
+        steps: of each run.
+        phases: seconds of each phase (metrics.Clock) of each run.
+    """
+    with runtime.start(config.runtime) as here:
+        prepared = prepare_dataset(config.data)
+        height, _, channels = prepared.manifest.image_shape
+        model = build.blank_network(config, prepared.manifest)
+        sizes = build.image_sizes(config.data, height, steps)
+        per_image = {size: forward_flops(model, (size, size, channels)) for size in set(sizes)}
+        flops = TRAINING_FLOPS * config.data.batch_size * sum(per_image[size] for size in sizes)
+        peak = matmul_peak(here)
+    seconds = fmean(run["train"] for run in phases)
+    return {
+        "training_flops": flops,
+        "flops_per_second": flops / seconds,
+        "matmul_flops_per_second": peak,
+        "mfu": flops / seconds / peak if config.train.select == 1 else None,
+        "data_wait_fraction": fmean(run["data_wait"] for run in phases) / seconds,
+    }
+
+
+def matmul_peak(here: runtime.Runtime, seconds: float = 1.0) -> float:
+    """Operations a second of a matrix product, the best of several."""
+    size = 8192 if here.device.type == "cuda" else 2048  # a GPU is done with less in no time
+    # Of random numbers: constant ones heat a GPU less, which then runs faster than in training.
+    a = torch.randn(size, size, device=here.device).to(runtime.DTYPES[here.precision])
+    best, until = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        a @ a
+        here.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
