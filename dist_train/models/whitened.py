@@ -39,7 +39,7 @@ def whitened(
         once = [dirac_convolution(width, width), norm(width)]
         if not residual:
             return once
-        return [Residual(*once, nn.GELU(), dirac_convolution(width, width), norm(width))]
+        return [Residual(*once, nn.SiLU(), dirac_convolution(width, width), norm(width))]
 
     whitening = whitening_convolution(sample_images)
     channels = whitening.out_channels
@@ -49,16 +49,16 @@ def whitened(
             dirac_convolution(channels, width),
             nn.MaxPool2d(2),
             norm(width),
-            nn.GELU(),
+            nn.SiLU(),
             *second_part(width),
-            nn.GELU(),
+            nn.SiLU(),
         ]
         channels = width
     head = nn.Linear(channels, num_classes, bias=False)
     nn.init.normal_(head.weight)
     return nn.Sequential(
         whitening,
-        nn.GELU(),
+        nn.SiLU(),
         *stages,
         GlobalMaxPool(),
         nn.Flatten(),

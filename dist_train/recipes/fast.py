@@ -12,10 +12,10 @@ def quickstart() -> Config:
             batch_size=500,
             flip="alternating",
             crop_padding=2,
-            resolutions=(24,),
-            resolution_until=(0.5,),
+            resolutions=(24, 28),
+            resolution_until=(0.45, 0.7),
         ),
-        model=ModelConfig(name="whitened", widths=(24, 64, 64)),
+        model=ModelConfig(name="whitened", widths=(16, 64, 128)),
         optim=OptimConfig(
             optimizer="muon",
             learning_rate=150.0,
@@ -25,7 +25,7 @@ def quickstart() -> Config:
             muon_learning_rate=0.1,
             schedule="linear",
         ),
-        train=TrainConfig(epochs=10, label_smoothing=0.2, tta="shift"),
+        train=TrainConfig(epochs=10, label_smoothing=0.2, tta="shift", tta_share=0.25),
     )
 
 
@@ -35,7 +35,7 @@ def cifar10_94(batch_size: int = 2000) -> Config:
     The first steps see smaller images, and only the quarter of the test images that the network
     is least sure of is looked at again. Nothing of it depends on the number of ranks up to 4.
 
-    93.90 % (mean of 3 seeds) in 696 s of whitening, training and evaluation.
+    94.36 % (one seed, with half an epoch more) in 770 s of whitening, training and evaluation.
     """
     return Config(
         data=DataConfig(
@@ -58,9 +58,7 @@ def cifar10_94(batch_size: int = 2000) -> Config:
             muon_momentum=0.6,
             schedule="linear",
         ),
-        train=TrainConfig(
-            epochs=8.5, label_smoothing=0.2, log_every=25, tta="shift", tta_share=0.25
-        ),
+        train=TrainConfig(epochs=9, label_smoothing=0.2, log_every=25, tta="shift", tta_share=0.25),
     )
 
 
