@@ -7,19 +7,15 @@ with 1 % of the labels 44.6 % instead of 27.7 %, none with 10 % or more (docs/st
 
 from dataclasses import replace
 
-from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from dist_train.config import Config, DataConfig, OptimConfig, TrainConfig
+from dist_train.recipes.fast import quickstart
 
 
 def transfer_features() -> Config:
     """Feature extraction: all but a new head is frozen. From CIFAR-10 to `shapes`."""
     return Config(
         data=DataConfig(dataset="shapes", batch_size=50),
-        model=ModelConfig(
-            name="whitened",
-            widths=(24, 64, 64),
-            pretrained="runs/quickstart",
-            freeze=("backbone",),
-        ),
+        model=replace(quickstart().model, pretrained="runs/quickstart", freeze=("backbone",)),
         # The head's inputs are scaled down: its rate is as high as quickstart's is.
         optim=OptimConfig(optimizer="adam", learning_rate=1.0),
         train=TrainConfig(epochs=10),
