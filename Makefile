@@ -41,7 +41,7 @@ test: lint ## style, types and the tests that take seconds
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 soak: setup ## the tests that take minutes (pytest ends with 5 when there are none)
-	$(BIN)/pytest -m "slow and not slurm" -n 2 --timeout 1800 $(ARGS) || [ $$? = 5 ]
+	$(BIN)/pytest -m "slow and not slurm" -n 2 --timeout 1800 --durations 10 $(ARGS) || [ $$? = 5 ]
 
 slurm: setup ## everything about SLURM, on a cluster of two nodes that is started for it (root)
 	$(BIN)/pytest -m slurm --timeout 1800 $(ARGS)

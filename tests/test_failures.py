@@ -34,7 +34,7 @@ RUN = [
 ]
 STEPS = 40 * 7
 # For each of the three victims; 10 where there is time, as there is not after each change.
-KILLS = int(os.environ.get("DIST_TRAIN_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("DIST_TRAIN_TEST_KILLS", "3"))
 
 
 class Job:
