@@ -274,8 +274,8 @@ def is_for_cpu(device: str, *, processes: int) -> bool:
     if device == "cpu" or not torch.cuda.is_available():
         return True
     # Processes of torchrun and accelerate see the same GPUs; a cluster may show each its own.
-    gpus, share = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ
-    if share and processes > gpus:
+    gpus, shared = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ
+    if shared and processes > gpus:
         raise UserError(
             f"{processes} processes for {gpus} GPUs on this machine: start fewer (accelerate "
             "launch --num_processes, torchrun --nproc_per_node), or use --runtime.device cpu"

@@ -291,7 +291,7 @@ def test_the_curve_does_not_depend_on_the_world_size(
         *(recipe, *SMALL, "--data.cache", str(cache), "--optim.warmup", "0"),
         *("--train.max_steps", "10", "--train.log_every", "1", "--data.drop_last", "false", *own),
     ]
-    worlds = {"grouped_norm": (1, 2, 3), "cifar10_94": (1, 4)}.get(curve, (1, 2))
+    worlds = {"grouped_norm": (1, 2, 3), "cifar10_94": (1, 2, 4)}.get(curve, (1, 2))
     runs = [tmp_path / "runs" / f"world{world}" for world in worlds]
     for world, run_folder in zip(worlds, runs, strict=True):
         done = torchrun(world, "train", *flags, "--name", run_folder.name, cwd=tmp_path)

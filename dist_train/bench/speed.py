@@ -90,10 +90,10 @@ def plan(arguments: Sequence[str], seeds: int) -> Sweep:
     Raises:
         UserError: a wrong flag or value.
     """
-    config, _ = options.parse(arguments, "dist-train bench speed")
-    folder = Path(config.output) / f"speed-{config.recipe}"
+    given, _ = options.parse(arguments, "dist-train bench speed")
+    folder = Path(given.output) / f"speed-{given.recipe}"
     planned = []
-    for seed in range(config.seed, config.seed + seeds):
+    for seed in range(given.seed, given.seed + seeds):
         own = (f"--name=seed{seed}", f"--seed={seed}", f"--output={folder}")
         line = (*arguments, *own, "--train.eval_every=0", *NO_TRACKERS)
         config, _ = options.parse(line, "dist-train bench speed")
@@ -105,8 +105,8 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
     """The report of these runs, each followed by the rival's."""
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
-    first = planned.runs[0].config
-    for config in (run.config for run in planned.runs):
+    configs = [run.config for run in planned.runs]
+    for config in configs:
         summary = train(config)
         own_runs.append(of_summary(summary))
         steps = summary["steps"]
@@ -119,13 +119,13 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
     from dist_train.bench import hardware
 
     return {
-        "recipe": first.recipe,
+        "recipe": configs[0].recipe,
         "clock": " + ".join(ON_THE_CLOCK),
         **statistics(own_runs, target),
         "rival": rival,
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
         "seconds_over_rivals": over_rivals,
-        "work": work(first, steps, [run.parts for run in own_runs]),
+        "work": work(configs[0], steps, [run.parts for run in own_runs]),
         "hardware": hardware(),
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
