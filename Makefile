@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data/.),)
 export DIST_TRAIN_DATA ?= $(shell cd ../shared/data && pwd)
 endif
 
-.PHONY: help setup train test soak slurm lint clean
+.PHONY: help setup train test soak gpu slurm lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -37,11 +37,16 @@ lint: setup ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Most tests are about the CPU, also where there is a GPU.
 test: lint ## style, types and the tests that take seconds
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)
 
 soak: setup ## the tests that take minutes (pytest ends with 5 when there are none)
-	$(BIN)/pytest -m "slow and not slurm" -n 2 --timeout 1800 --durations 10 $(ARGS) || [ $$? = 5 ]
+	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -m "slow and not slurm and not gpu" -n 2 --timeout 1800 \
+		--durations 10 $(ARGS) || [ $$? = 5 ]
+
+gpu: setup ## what only a GPU can show
+	$(BIN)/pytest -m gpu --timeout 1800 $(ARGS)
 
 slurm: setup ## everything about SLURM, on a cluster of two nodes that is started for it (root)
 	$(BIN)/pytest -m slurm --timeout 1800 $(ARGS)

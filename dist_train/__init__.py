@@ -20,11 +20,10 @@ if TYPE_CHECKING:
         TrackingConfig,
         TrainConfig,
     )
-    from dist_train.errors import UserError
+    from dist_train.errors import Preempted, UserError
     from dist_train.evaluate_run import evaluate_run
     from dist_train.export import export
     from dist_train.predict import predict_images
-    from dist_train.preemption import Preempted
     from dist_train.recipes import RECIPES
     from dist_train.train import train
     from dist_train.trained import load_trained
@@ -53,7 +52,7 @@ __all__ = [
 # Where each name is, unless it is in the config.
 MODULES = {
     "RECIPES": "recipes",
-    "Preempted": "preemption",
+    "Preempted": "errors",
     "UserError": "errors",
     "evaluate_run": "evaluate_run",
     "export": "export",

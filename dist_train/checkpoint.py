@@ -3,8 +3,9 @@
 import hashlib
 import io
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,13 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self, state: TrainState, *, best: bool) -> Path:
-        """Copies the state; the thread writes it to the path returned while training goes on.
+        """Copies the state to the host; the thread writes it while training goes on.
 
-        What cannot be written is reported, and the next save tries again.
+        What cannot be written is reported, and the next save tries again. Returns the path.
         """
         self.wait()
-        self._writing = self._writer.submit(self._write, asdict(state), best)  # asdict copies
+        values = {field.name: on_host(getattr(state, field.name)) for field in fields(state)}
+        self._writing = self._writer.submit(self._write, values, best)
         return self._path(state.step)
 
     def wait(self) -> None:
@@ -73,11 +75,11 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.result()
 
-    def _write(self, fields: dict[str, Any], best: bool) -> None:
+    def _write(self, values: dict[str, Any], best: bool) -> None:
         buffer = io.BytesIO()
-        torch.save(fields, buffer)
+        torch.save(values, buffer)
         payload = buffer.getvalue()
-        path = self._path(fields["step"])
+        path = self._path(values["step"])
         try:
             write_atomically(path, hashlib.sha256(payload).digest() + payload)
             for name in ("latest", "best") if best else ("latest",):
@@ -87,7 +89,7 @@ class Checkpoints:
                 if old != path and old.resolve() != best_path:
                     old.unlink()
         except (UserError, OSError) as error:
-            log.warning("no checkpoint at step %d: %s", fields["step"], error)
+            log.warning("no checkpoint at step %d: %s", values["step"], error)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
@@ -107,9 +109,9 @@ class Checkpoints:
                 continue
             digest, payload = content[:32], content[32:]
             if hashlib.sha256(payload).digest() == digest:
-                fields = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+                values = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
                 try:
-                    return TrainState(**fields)
+                    return TrainState(**values)
                 except TypeError as error:
                     raise UserError(
                         f"{path} is of another version of dist_train ({error}): "
@@ -121,3 +123,14 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         """Newest first."""
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
+
+
+def on_host(value: Any) -> Any:
+    """A copy of nested dicts, lists and tuples that shares no tensor with them, all on the CPU."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: on_host(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(on_host, value))
+    return value

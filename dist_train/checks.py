@@ -167,6 +167,11 @@ def check_together(config: Config) -> None:
         f"--train.accumulate {train.accumulate}: parts of a batch would cut the groups of "
         f"--model.batch_norm_group {group}; set one of them to its default",
     )
+    require(
+        not model.sync_batch_norm or config.runtime.compile is False,
+        "--model.sync_batch_norm true: torch cannot compile it; add --runtime.compile false, or "
+        "use --model.batch_norm_group, which does the same for any world size",
+    )
     if train.select < 1:
         check_selection(config)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_train import __version__, options
-from dist_train.errors import UserError
+from dist_train.errors import Preempted, UserError
 
 EXPORT_FORMATS = ("safetensors", "torchscript", "torch_export", "onnx")
 
@@ -82,11 +82,12 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry_run", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     config, _ = options.parse(rest, "dist-train train")
-    from dist_train.preemption import EXIT_CODE, Preempted
+    from dist_train.metrics import Clock
+    from dist_train.preemption import EXIT_CODE
     from dist_train.train import train as run
 
     try:
-        run(config, dry_run=own.dry_run)
+        run(config, dry_run=own.dry_run, clock=Clock.of_process())
     except Preempted as preempted:
         logging.getLogger("dist_train").info("%s", preempted)
         return EXIT_CODE

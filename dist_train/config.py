@@ -99,7 +99,8 @@ class ModelConfig:
     batch_norm_group: int = 0
     """Samples over which BatchNorm takes statistics, whatever the world size; 0: a rank's batch."""
     sync_batch_norm: bool = False
-    """BatchNorm over the samples of all ranks together; GPUs only."""
+    """BatchNorm over the samples of all ranks together: GPUs only, not compiled, and each layer of
+    each step waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

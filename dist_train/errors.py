@@ -1,4 +1,4 @@
-"""What a user can mend, told in one line."""
+"""What ends a command early, told in one line."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that names the value, what was expected and the remedy. The command
     line prints it without a traceback and exits with code 2.
     """
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and has saved what it needs to go on."""

@@ -91,7 +91,7 @@ class Learner:
         *,
         with_gradient_norm: bool = False,
     ) -> None:
-        """Forward, backward, update. Nothing here waits for the device.
+        """Forward, backward, update. Nothing here waits for the device, unless float16 is scaled.
 
         Args:
             step: optimizer steps done.

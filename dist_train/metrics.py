@@ -21,16 +21,24 @@ PHASES = ("setup", "prepare", "initialise", "compile", "train", "evaluate", "che
 
 
 class Clock:
-    """Seconds spent in each phase, from the start of the process on.
+    """Seconds spent in each phase.
 
     Phases never overlap: an inner one stops the outer one's clock. `data_wait` is the part of
     `train` spent waiting for batches.
+
+    Args:
+        before: seconds of `setup` that are over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: float = 0.0) -> None:
         self.seconds = dict.fromkeys((*PHASES, "data_wait"), 0.0)
         self._phase = "setup"
-        self._since = time.perf_counter() - (time.time() - psutil.Process().create_time())
+        self._since = time.perf_counter() - before
+
+    @classmethod
+    def of_process(cls) -> "Clock":
+        """Started with the process, which is there for one run."""
+        return cls(time.time() - psutil.Process().create_time())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -22,10 +22,6 @@ class Interrupted(Exception):
     """An evaluation was given up, as the run is asked to stop."""
 
 
-class Preempted(Exception):
-    """The run was asked to stop, and has saved what it needs to go on."""
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do after a step; the same on all ranks."""

@@ -1,6 +1,5 @@
-"""Processes, devices, precision, DDP and torch.compile: the only file that knows accelerate."""
+"""Processes that train together, DDP and torch.compile: the only file that imports accelerate."""
 
-import ctypes
 import os
 import resource
 import time
@@ -22,12 +21,19 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config import RuntimeConfig
-from dist_train.errors import UserError
+from dist_train.errors import Preempted, UserError
+from dist_train.hardware import (
+    DTYPES,
+    choose_algorithms,
+    is_for_cpu,
+    keep_freed_memory,
+    resolve_compile,
+    resolve_precision,
+    set_threads,
+)
 from dist_train.heartbeat import Heartbeat
 
 T = TypeVar("T")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +234,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     if backend is not None:
         torch._dynamo.config.recompile_limit = 64  # image sizes x networks x lengths of a batch
     set_threads(settings.threads, processes=processes)
-    torch.use_deterministic_algorithms(settings.deterministic)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    torch.set_float32_matmul_precision("high")
+    choose_algorithms(deterministic=settings.deterministic)
     if cpu:
         keep_freed_memory()
     else:
@@ -239,7 +243,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     if state.num_processes > 1:
         # A connection of its own, as another thread will use it.
         store = dist.distributed_c10d._get_default_store().clone()
-    try:
+    with farewell(state, cpu=cpu):
         yield Runtime(
             timeout=timeout,
             heartbeat=Heartbeat(
@@ -255,32 +259,27 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             precision=precision,
             compile_backend=backend,
         )
-    finally:
-        state.destroy_process_group()
-        PartialState._reset_state()  # or a second run in this process would find it destroyed
 
 
-def is_for_cpu(device: str, *, processes: int) -> bool:
-    """Whether to train on the CPU: `auto` does where there is no GPU.
+@contextmanager
+def farewell(state: PartialState, *, cpu: bool) -> Iterator[None]:
+    """Leaves the process group at the end, also after an error that all ranks know of.
 
-    Raises:
-        UserError: there is no GPU, or not one for each process.
+    After another error on GPUs the end of the process has to do: NCCL's own farewell would wait for
+    kernels and ranks that may never come, and nobody would see the error.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--runtime.device cuda: torch sees no CUDA device here; "
-            "check nvidia-smi, or use --runtime.device cpu"
-        )
-    if device == "cpu" or not torch.cuda.is_available():
-        return True
-    # Processes of torchrun and accelerate see the same GPUs; a cluster may show each its own.
-    gpus, shared = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ
-    if shared and processes > gpus:
-        raise UserError(
-            f"{processes} processes for {gpus} GPUs on this machine: start fewer (accelerate "
-            "launch --num_processes, torchrun --nproc_per_node), or use --runtime.device cpu"
-        )
-    return False
+    together = True
+    try:
+        yield
+    except (Preempted, UserError):
+        raise
+    except Exception:
+        together = cpu
+        raise
+    finally:
+        if together:
+            state.destroy_process_group()
+        PartialState._reset_state()  # or a second run in this process would find it destroyed
 
 
 def join_again(backend: str, timeout: timedelta) -> None:
@@ -303,59 +302,3 @@ def join_again(backend: str, timeout: timedelta) -> None:
         world_size=world_size,
         timeout=timeout,
     )
-
-
-def resolve_precision(precision: str, *, cpu: bool) -> str:
-    """`auto` becomes what accelerate asks for, else the hardware's fastest 16-bit type."""
-    if precision != "auto":
-        return precision
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if asked in DTYPES:
-        return asked
-    if asked != "no":
-        raise UserError(
-            f"accelerate's --mixed_precision {asked}: expected no, bf16 or fp16; "
-            "or set --runtime.precision"
-        )
-    if cpu:
-        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def resolve_compile(compile: bool | None, *, cpu: bool) -> str | None:
-    """The backend to compile with; unset: what accelerate asks for, else inductor on CUDA.
-
-    On CPU, compiling takes longer than it saves in a run of minutes (docs/log.md).
-    """
-    asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if compile is None and asked == "no":
-        compile = not cpu
-    elif compile is None:
-        compile = True
-    return (asked if asked != "no" else "inductor") if compile else None
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc not to hand freed tensors back to the kernel.
-
-    It does so above 32 MB at the latest, and a step on the CPU then spends a tenth of its time on
-    the page faults of getting the same memory again (docs/log.md).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_max = -1, -4  # malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def set_threads(threads: int | None, *, processes: int) -> None:
-    """Shares the cores out among a node's processes, unless told otherwise.
-
-    accelerate and torchrun set $OMP_NUM_THREADS to 1 whatever the machine: that is no wish.
-    """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    wished = os.environ.get("OMP_NUM_THREADS")
-    if threads is None and (wished is None or (launched and wished == "1")):
-        threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    if threads is not None:
-        torch.set_num_threads(threads)

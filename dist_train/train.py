@@ -11,12 +11,12 @@ from dist_train import build, runs, runtime
 from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
-from dist_train.errors import UserError
+from dist_train.errors import Preempted, UserError
 from dist_train.evaluate import Evaluation, evaluate, look_again
 from dist_train.learner import Learner
 from dist_train.metrics import Clock, Progress, Window
 from dist_train.optim.losses import probabilities
-from dist_train.preemption import Interrupted, Preempted, Requests, watch
+from dist_train.preemption import Interrupted, Requests, watch
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.summary import describe, summarise
@@ -25,12 +25,13 @@ from dist_train.tracking import STOPPED, Trackers
 from dist_train.tracking.console import working
 
 
-def train(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
+def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) -> dict[str, Any]:
     """Trains as configured, or goes on where the run of that name stopped.
 
     Args:
         dry_run: two steps and a batch of evaluation, in a folder that is removed again; only the
             prepared data stays.
+        clock: of what was done for this run before; None: nothing.
 
     Returns:
         What `<output>/<name>/summary.json` holds.
@@ -39,7 +40,7 @@ def train(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
         UserError: the settings cannot be carried out here.
         Preempted: a signal or the stop file ended the run early.
     """
-    clock = Clock()
+    clock = clock or Clock()
     with runtime.start(config.runtime) as here, ExitStack() as resources:
         name = here.broadcast(config.name or runs.new_name(config.recipe))
         config = replace(config, name=name)
@@ -98,20 +99,25 @@ class Trainer:
             self.restore(state)
             self.resumed_from = [*state.resumed_from, self.step]
             clock.resume(state.seconds)
-        if here.compile_backend is not None:
-            compiling = working("compiling", visible=here.is_main)
-            with clock.phase("compile"), compiling:
-                # The last batch of an epoch may be shorter: other shapes, other code.
-                last = self.steps_per_epoch - 1
-                for step in (0,) if config.data.drop_last else (0, last):
-                    batch = next(self.batches.steps(step, step + 1))
-                    self.learner.warm_up(batch, set(self.sizes[self.step :]))
+        if here.compile_backend is not None or here.device.type == "cuda":
+            with clock.phase("compile"), working("compiling", visible=here.is_main):
+                self.warm_up()
         # All of it could be built: from now on the folder is this run's.
         here.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
         self.trackers = Trackers([])
         if here.is_main:
             print(describe(self), flush=True)
             self.trackers = start_trackers(self)
+
+    def warm_up(self) -> None:
+        """Compiles, and has cuDNN choose its algorithms, for all shapes that are to come."""
+        # The last batch of an epoch may be shorter: other shapes, other code.
+        last = self.steps_per_epoch - 1
+        for step in (0,) if self.config.data.drop_last else (0, last):
+            batch = next(self.batches.steps(step, step + 1))
+            self.learner.warm_up(batch, set(self.sizes[self.step :]))
+        first = self.judge.first(self.config.data.eval_batch_size * self.here.world_size)
+        evaluate(self.learner.model, self.learner.augment, first, self.here)
 
     # The loop
 

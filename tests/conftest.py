@@ -26,6 +26,9 @@ from dist_train.config import (
     TrainConfig,
 )
 
+# For tests that compute on a GPU before any run has set it, see hardware.choose_algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 REPOSITORY = Path(__file__).parent.parent
 
 # Small enough for seconds, large enough for several steps with a short last batch.

@@ -53,6 +53,10 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
             "cifar10_96 --train.select_group 300",
             ["--train.select 0.5", "multiple", "--train.select_group (300)"],
         ),
+        (
+            "resnet9 --model.sync_batch_norm true",
+            ["--model.sync_batch_norm", "--runtime.compile false"],
+        ),
         ("cifar10_96 --train.local_steps 4", ["--train.local_steps 4", "--train.select 0.5"]),
     ],
 )

@@ -67,7 +67,8 @@ def assert_sound(report: dict[str, Any], subject: str) -> None:
     assert all(value > 0 for value in figures)
     for name, value in report["ratios"].items():
         assert abs(value) < 1 if "share" in name else value > 0
-    assert {"cpu", "cores", "torch_threads", "gpu", "load_before"} == set(report["hardware"])
+    machine = {"cpu", "cpu_mhz", "cores", "torch_threads", "gpu", "gpu_clocks", "load_before"}
+    assert machine == set(report["hardware"])
     assert report["versions"]["torch"]
 
 

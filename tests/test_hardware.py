@@ -1,9 +1,13 @@
-"""What accelerate's own settings mean here, and who wins."""
+"""What accelerate's own settings mean here, and who wins; what the machine is."""
+
+import os
+from pathlib import Path
 
 import pytest
 
+from dist_train import hardware, nvidia
 from dist_train.errors import UserError
-from dist_train.runtime import resolve_compile, resolve_precision
+from dist_train.hardware import resolve_compile, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,26 @@ def test_our_compile_flag_wins_over_accelerates_only_when_given(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", accelerate)
     assert resolve_compile(flag, cpu=cpu) == expected
+
+
+def test_gpus_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "$1 of one"\necho "$1 of two"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    fields = "clocks.sm,clocks.max.sm,power.limit"
+    expected = [f"--query-gpu={fields} of {name}" for name in ("one", "two")]
+    assert nvidia.ask(fields) == expected
+    assert hardware.facts()["gpu_clocks"] == expected
+
+    program.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    assert nvidia.ask(fields) == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert nvidia.ask(fields) == []
+    assert hardware.facts()["gpu_clocks"] is None
+
+
+def test_the_clock_of_a_cpu_is_a_number_where_the_kernel_tells_it() -> None:
+    mhz = hardware.facts()["cpu_mhz"]
+    assert (mhz is None) == ("cpu MHz" not in Path("/proc/cpuinfo").read_text())
+    assert mhz is None or 100 < mhz < 10_000

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dist_train import models
 from dist_train.config import CheckpointConfig, Config, DataConfig
-from dist_train.errors import UserError
-from dist_train.preemption import Preempted
+from dist_train.errors import Preempted, UserError
 from dist_train.train import train
 from tests.conftest import (
     SMALL,

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 from dist_train.bench.timing import Measurements, Settings, note
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def collect(subjects: Sequence[str], settings: Settings) -> dict[str, Any]:
     """The figures, and what they were measured on."""
-    from dist_train import runs
+    from dist_train import hardware, runs
 
     load = os.getloadavg()[0]
     if load > 0.5:
@@ -90,24 +89,9 @@ def collect(subjects: Sequence[str], settings: Settings) -> dict[str, Any]:
     return {
         "ratios": ratios,
         "measured": measured,
-        "hardware": hardware() | {"load_before": load},
+        "hardware": hardware.facts() | {"load_before": load},
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, as far as it matters to a throughput."""
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), None)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": gpus or None,
     }
 
 

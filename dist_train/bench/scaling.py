@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dist_train import runs, runtime
+from dist_train import runs
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.data.prepare import prepare_dataset
+from dist_train.hardware import resolve_precision
 
 SECONDS, REPEATS = 8.0, 3
 BATCH_SIZE = 512
@@ -32,7 +33,7 @@ def measure(settings: Settings) -> Measurements:
     gpus = torch.cuda.device_count()
     device, counts = ("cuda", up_to(gpus)) if gpus > 1 else ("cpu", CPU_RANKS)
     cores = len(os.sched_getaffinity(0))
-    precision = runtime.resolve_precision("auto", cpu=device == "cpu")
+    precision = resolve_precision("auto", cpu=device == "cpu")
     rate = partial(images_per_second, settings=settings, device=device, precision=precision)
 
     seconds = settings.seconds or SECONDS

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_train import options, runs
+from dist_train import hardware, options, runs
 from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import note
 from dist_train.bench.work import work
@@ -116,8 +116,6 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
             rival_runs.append(rivals_turn(rival, place))
             note(f"rival: {rival_runs[-1].said()}")
     over_rivals = ratio(seconds_of(own_runs), seconds_of(rival_runs)) if rival_runs else None
-    from dist_train.bench import hardware
-
     return {
         "recipe": configs[0].recipe,
         "clock": " + ".join(ON_THE_CLOCK),
@@ -126,7 +124,7 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
         "seconds_over_rivals": over_rivals,
         "work": work(configs[0], steps, [run.parts for run in own_runs]),
-        "hardware": hardware(),
+        "hardware": hardware.facts(),
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
         "runs": [vars(run) for run in own_runs],

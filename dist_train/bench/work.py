@@ -12,6 +12,7 @@ from dist_train import build, runtime
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
 from dist_train.flops import TRAINING_FLOPS, forward_flops
+from dist_train.hardware import DTYPES
 
 
 def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def matmul_peak(here: runtime.Runtime, seconds: float = 1.0) -> float:
     """Operations a second of a matrix product, the best of several."""
     size = 8192 if here.device.type == "cuda" else 2048  # a GPU is done with less in no time
     # Of random numbers: constant ones heat a GPU less, which then runs faster than in training.
-    a = torch.randn(size, size, device=here.device).to(runtime.DTYPES[here.precision])
+    a = torch.randn(size, size, device=here.device).to(DTYPES[here.precision])
     best, until = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < until:
         start = time.perf_counter()

@@ -67,9 +67,9 @@ class StreamLoader:
             self._copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._used: list[torch.cuda.Event | None] = [None] * _SLOTS
         with _ffcv_contained():
-            set_threads = _thread_setter(threads)
+            begin_thread = _thread_beginning(threads, self._copy_stream)
             self._samples, self._decode = _decoder(path, batch_size, threads)
-        self._executor = ThreadPoolExecutor(1, "stream", set_threads, (threads,))
+        self._executor = ThreadPoolExecutor(1, "stream", begin_thread)
         self._pending: deque[Future[torch.Tensor]] = deque()
 
     def epoch(self, ids: Ids) -> Generator[torch.Tensor]:
@@ -175,8 +175,8 @@ def _ffcv_contained() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _thread_setter(threads: int) -> Callable[[int], None]:
-    """Numba's function that sets the calling thread's thread count, tried with `threads`."""
+def _thread_beginning(threads: int, stream: torch.cuda.Stream | None) -> Callable[[], None]:
+    """What the decoding thread does first; whether `threads` can be had is tried here and now."""
     try:
         import ffcv.loader  # noqa: F401
         import numba
@@ -191,7 +191,13 @@ def _thread_setter(threads: int) -> Callable[[int], None]:
         raise UserError(
             f"--data.threads {threads}: expected at most the cores ({error})"
         ) from error
-    return numba.set_num_threads
+
+    def begin() -> None:
+        numba.set_num_threads(threads)
+        if stream is not None:  # a thread begins on GPU 0, and would claim memory there
+            torch.cuda.set_device(stream.device)
+
+    return begin
 
 
 def _decoder(path: Path, batch_size: int, threads: int) -> tuple[int, Decode]:

@@ -17,6 +17,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from dist_train import nvidia
 from dist_train.config import DataConfig
 from dist_train.data import catalog
 from dist_train.data.download import MIRROR_VARIABLE, SOURCES
@@ -89,7 +90,8 @@ def gpus(found: Mapping[str, Any] | None, *, device: str) -> Finding:
         )
     if names:
         kinds = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-        versions = f"driver {driver_version()}, CUDA {found['cuda']}, NCCL {found['nccl']}"
+        driver, *_ = nvidia.ask("driver_version") or ["unknown"]
+        versions = f"driver {driver}, CUDA {found['cuda']}, NCCL {found['nccl']}"
         return ok("gpu", f"{kinds}; {versions}")
     if device == "cuda":
         return failed("gpu", "torch sees none", "see nvidia-smi, or use --runtime.device cpu")
@@ -97,15 +99,6 @@ def gpus(found: Mapping[str, Any] | None, *, device: str) -> Finding:
         build = f"torch is built for CUDA {found['cuda']}"
         return failed("gpu", f"there is one, but torch sees none ({build})", "see nvidia-smi")
     return skipped("gpu", "torch sees none: training is on the CPU")
-
-
-def driver_version() -> str:
-    """NVIDIA's driver, as nvidia-smi tells it."""
-    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return "unknown"
 
 
 def data(settings: DataConfig) -> Finding:

@@ -98,7 +98,9 @@ def network(
         TimeoutError: an operation did not end.
     """
     cuda = settings.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
+    # A cluster may show each process a GPU of its own.
+    gpu = launch.local_rank % torch.cuda.device_count() if cuda else 0
+    device = torch.device("cuda", gpu) if cuda else torch.device("cpu")
     # NCCL shall raise when a wait is over, as gloo does, and not end the process.
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")

@@ -76,7 +76,7 @@ def shared_out(matrices: Tensor) -> Tensor:
     # The last shares may overlap, so that all are of one size.
     starts = [min(rank * share, len(matrices) - share) for rank in range(ranks)]
     first = starts[dist.get_rank()]
-    own = orthogonalize(matrices[first : first + share])
+    own = orthogonalize(matrices[first : first + share]).contiguous()  # NCCL takes no other
     parts = [torch.empty_like(own) for _ in range(ranks)]
     dist.all_gather(parts, own)
     result = torch.empty_like(matrices)

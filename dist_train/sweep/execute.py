@@ -13,6 +13,7 @@ from ctypes import CDLL
 from pathlib import Path
 from typing import IO
 
+from dist_train import nvidia
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.sweep.plan import Run, Sweep
@@ -108,11 +109,7 @@ def visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device]
-    try:
-        listed = subprocess.run(("nvidia-smi", "-L"), capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(n) for n, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]
+    return nvidia.ask("index")
 
 
 def submit(sweep: Sweep) -> str:

@@ -1,0 +1,121 @@
+"""What a process computes with: device, precision, compiler, threads and memory."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_train import nvidia
+from dist_train.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def is_for_cpu(device: str, *, processes: int) -> bool:
+    """Whether to train on the CPU: `auto` does where there is no GPU.
+
+    Raises:
+        UserError: there is no GPU, or not one for each process.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--runtime.device cuda: torch sees no CUDA device here; "
+            "check nvidia-smi, or use --runtime.device cpu"
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return True
+    # Processes of torchrun and accelerate see the same GPUs; a cluster may show each its own.
+    gpus, shared = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ
+    if shared and processes > gpus:
+        raise UserError(
+            f"{processes} processes for {gpus} GPUs on this machine: start fewer (accelerate "
+            "launch --num_processes, torchrun --nproc_per_node), or use --runtime.device cpu"
+        )
+    return False
+
+
+def resolve_precision(precision: str, *, cpu: bool) -> str:
+    """`auto` becomes what accelerate asks for, else the hardware's fastest 16-bit type."""
+    if precision != "auto":
+        return precision
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked in DTYPES:
+        return asked
+    if asked != "no":
+        raise UserError(
+            f"accelerate's --mixed_precision {asked}: expected no, bf16 or fp16; "
+            "or set --runtime.precision"
+        )
+    if cpu:
+        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def resolve_compile(compile: bool | None, *, cpu: bool) -> str | None:
+    """The backend to compile with; unset: what accelerate asks for, else inductor on CUDA.
+
+    On CPU, compiling takes longer than it saves in a run of minutes (docs/log.md).
+    """
+    asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if compile is None and asked == "no":
+        compile = not cpu
+    elif compile is None:
+        compile = True
+    return (asked if asked != "no" else "inductor") if compile else None
+
+
+def set_threads(threads: int | None, *, processes: int) -> None:
+    """Shares the cores out among a node's processes, unless told otherwise.
+
+    accelerate and torchrun set $OMP_NUM_THREADS to 1 whatever the machine: that is no wish.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    wished = os.environ.get("OMP_NUM_THREADS")
+    if threads is None and (wished is None or (launched and wished == "1")):
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def choose_algorithms(*, deterministic: bool) -> None:
+    """Those that give the same bits each time, or else the fastest: cuDNN tries them out."""
+    # torch looks for it once, at the first matrix product, and refuses deterministic ones without.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high")
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to hand freed tensors back to the kernel.
+
+    It does so above 32 MB at the latest, and a step on the CPU then spends a tenth of its time on
+    the page faults of getting the same memory again (docs/log.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def facts() -> dict[str, Any]:
+    """The machine, as far as it matters to a throughput.
+
+    Clocks are those of this moment: of the last core, and of each GPU, with its highest clock and
+    the limit of its power.
+    """
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    cpu = {name.strip(): value.strip() for name, _, value in lines}
+    mhz = cpu.get("cpu MHz")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu.get("model name"),
+        "cpu_mhz": mhz and float(mhz),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpus or None,
+        "gpu_clocks": nvidia.ask("clocks.sm,clocks.max.sm,power.limit") or None,
+    }

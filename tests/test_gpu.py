@@ -1,0 +1,139 @@
+"""What only a GPU can show: no step waits for it, and its numbers are those of the CPU."""
+
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from dist_train.config import CheckpointConfig, Config, ModelConfig, OptimConfig
+from dist_train.train import train
+from tests.conftest import (
+    SMALL,
+    assert_same_weights,
+    cut_after,
+    folder,
+    losses,
+    metrics,
+    summary,
+    torchrun,
+)
+
+DEVICE = os.environ.get("DIST_TRAIN_TEST_DEVICE", "cuda")  # cpu: to try the tests themselves
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def on_gpu(small: Config) -> Config:
+    """Ten steps of a network with all that is special about the fast ones, at small rates."""
+    return replace(
+        small,
+        data=replace(small.data, resolutions=(24,), resolution_until=(0.5,), drop_last=True),
+        model=ModelConfig(name="whitened", widths=(8, 16, 16), batch_norm_group=16),
+        optim=OptimConfig(
+            optimizer="muon", learning_rate=0.01, bias_learning_rate=0.01,
+            muon_learning_rate=0.001, nesterov=True,
+        ),
+        train=replace(small.train, max_steps=10, average_tail=0.3),
+        runtime=replace(small.runtime, device=DEVICE, compile=False),
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="nothing waits for a CPU")
+@pytest.mark.parametrize("loader", ["resident", "stream"])
+def test_no_step_waits_for_the_device(
+    on_gpu: Config, loader: Literal["resident", "stream"]
+) -> None:
+    """Lines of metrics, epochs and evaluations may wait: as often in few steps as in many."""
+    if loader == "stream":
+        pytest.importorskip("ffcv")
+
+    def waits(batch_size: int) -> list[str]:
+        config = replace(
+            on_gpu,
+            name=f"batches-of-{batch_size}",
+            data=replace(on_gpu.data, loader=loader, batch_size=batch_size),
+            train=replace(on_gpu.train, epochs=1, max_steps=None, log_every=1000),
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                train(config)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return [
+            f"{warning.filename}:{warning.lineno}"
+            for warning in caught
+            if "synchronizing CUDA operation" in str(warning.message)
+        ]
+
+    few, many = waits(96), waits(16)  # 5 steps and 31
+    assert few, "torch tells of no wait at all: this test sees nothing"
+    assert len(many) == len(few), sorted(set(many))
+
+
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 5e-3), ("bf16", 3e-2), ("fp16", 1e-2)])
+def test_the_curve_is_that_of_the_cpu(
+    on_gpu: Config, precision: Literal["fp32", "bf16", "fp16"], close: float
+) -> None:
+    if precision == "fp16" and DEVICE == "cpu":
+        pytest.skip("for GPUs only")
+    on_cpu = replace(on_gpu, name="cpu", runtime=replace(on_gpu.runtime, device="cpu"))
+    config = replace(on_gpu, runtime=replace(on_gpu.runtime, precision=precision))
+    train(on_cpu)
+    result = train(config)
+    assert result["precision"] == precision
+    assert losses(config) == pytest.approx(losses(on_cpu), rel=close)
+
+
+def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config) -> None:
+    whole = replace(
+        on_gpu,
+        runtime=replace(on_gpu.runtime, deterministic=True),
+        checkpoint=CheckpointConfig(every_steps=5, keep=10),
+    )
+    train(whole)
+    resumed = cut_after(whole, step=5)
+    assert train(resumed)["resumed_from_step"] == [5]
+    assert_same_weights(whole, resumed)
+    assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(on_gpu: Config) -> None:
+    compiled = replace(on_gpu, name="compiled", runtime=replace(on_gpu.runtime, compile=True))
+    train(on_gpu)
+    assert train(compiled)["seconds"]["compile"] > 0
+    assert losses(compiled) == pytest.approx(losses(on_gpu), rel=5e-3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_with_a_gpu_each(processes: int, tmp_path: Path, cache: Path) -> None:
+    if DEVICE == "cuda" and torch.cuda.device_count() < processes:
+        pytest.skip(f"fewer than {processes} GPUs")
+    flags = [
+        *("train", "cnn3", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
+        *("--train.max_steps", "10", "--optim.learning_rate", "0.02", "--optim.warmup", "0"),
+        *("--runtime.device", DEVICE, "--runtime.compile", "false"),
+    ]
+    for ranks in {1, processes}:
+        assert torchrun(ranks, *flags, "--name", str(ranks), cwd=tmp_path).returncode == 0
+    one, several = (tmp_path / "runs" / str(ranks) for ranks in (1, processes))
+    assert summary(several)["world_size"] == processes
+    for a, b in zip(metrics(one), metrics(several), strict=True):
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=5e-3)
+
+
+def test_a_gpu_tells_its_memory_and_its_name(on_gpu: Config) -> None:
+    result = train(on_gpu)
+    assert result["peak_memory_bytes"] > 1e6
+    assert result["device"] == (torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu")
+    assert metrics(folder(on_gpu))[-1]["perf/memory_bytes"] > 1e6
