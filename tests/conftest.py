@@ -25,6 +25,7 @@ from dist_train.config import (
     TrackingConfig,
     TrainConfig,
 )
+from dist_train.tracking import json_lines
 
 # For tests that compute on a GPU before any run has set it, see hardware.choose_algorithms.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -118,6 +119,11 @@ def free_port() -> int:
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def lines_so_far(run_folder: Path) -> int:
+    """Whole lines in the metrics.jsonl of a run that may be writing the next one just now."""
+    return len(json_lines.read(run_folder / "metrics.jsonl"))
 
 
 def stopped_after(said: str) -> int:

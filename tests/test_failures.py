@@ -20,6 +20,7 @@ from tests.conftest import (
     SMALL,
     dist_train,
     free_port,
+    lines_so_far,
     metrics,
     stopped_after,
     summary,
@@ -87,7 +88,7 @@ def launch(folder: Path, *flags: str, processes: int = 2, agent: tuple[str, ...]
 def wait_for_step(job: Job, run_folder: Path, step: int, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if (run_folder / "metrics.jsonl").exists() and len(metrics(run_folder)) >= step:
+        if lines_so_far(run_folder) >= step:
             return
         assert job.process.poll() is None, job.said()
         time.sleep(0.05)

@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from dist_train.preemption import EXIT_CODE
-from tests.conftest import REPOSITORY, SMALL, dist_train, metrics, summary, torchrun
+from tests.conftest import (
+    REPOSITORY,
+    SMALL,
+    dist_train,
+    lines_so_far,
+    metrics,
+    summary,
+    torchrun,
+)
 
 LONG = ["cnn2", *SMALL, "--train.epochs", "60", "--train.log_every", "1", "--train.eval_every", "0"]
 SIGNALS = [
@@ -40,7 +48,7 @@ def start(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
 def wait_for_steps(run_folder: Path, steps: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if (run_folder / "metrics.jsonl").exists() and len(metrics(run_folder)) >= steps:
+        if lines_so_far(run_folder) >= steps:
             return
         time.sleep(0.02)
     raise AssertionError(f"{run_folder} did not reach step {steps}")
@@ -109,7 +117,7 @@ def test_the_documented_loop_goes_on_after_anything(
     steps = 0
     for number in (signal.SIGUSR1, signal.SIGKILL):
         wait_for_steps(run_folder, steps + 40)  # far enough for a checkpoint of its own
-        steps = len(metrics(run_folder))
+        steps = lines_so_far(run_folder)
         (trainer,) = psutil.Process(supervisor.pid).children()
         trainer.send_signal(number)
         trainer.wait(30)

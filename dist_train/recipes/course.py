@@ -35,7 +35,7 @@ def lenet_fast() -> Config:
             muon_learning_rate=0.04,
             schedule="one_cycle",
         ),
-        train=TrainConfig(epochs=1.75),
+        train=TrainConfig(epochs=1.6),
     )
 
 

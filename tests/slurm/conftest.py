@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.conftest import REPOSITORY, SMALL, metrics
+from tests.conftest import REPOSITORY, SMALL, lines_so_far
 
 LAB = REPOSITORY / "slurm" / "lab"
 NODES = 2
@@ -102,8 +102,7 @@ class Job:
 
         def reached() -> bool:
             assert self.field("JobState") in UNFINISHED, self.story()
-            path = self.run_folder / "metrics.jsonl"
-            return path.exists() and len(metrics(self.run_folder)) >= steps
+            return lines_so_far(self.run_folder) >= steps
 
         until(reached, f"{self.run_folder} has {steps} steps", 120, self.story)
 
