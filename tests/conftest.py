@@ -7,6 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,19 @@ def metrics(run_folder: Path) -> list[dict[str, Any]]:
 def lines_so_far(run_folder: Path) -> int:
     """Whole lines in the metrics.jsonl of a run that may be writing the next one just now."""
     return len(json_lines.read(run_folder / "metrics.jsonl"))
+
+
+def until(
+    condition: Callable[[], bool],
+    what: str,
+    seconds: float = 60,
+    story: Callable[[], str] = lambda: "",
+) -> None:
+    """Returns when the condition holds; fails when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{story()}"
+        time.sleep(0.05)
 
 
 def stopped_after(said: str) -> int:

@@ -25,6 +25,7 @@ from tests.conftest import (
     stopped_after,
     summary,
     torchrun,
+    until,
 )
 
 pytestmark = pytest.mark.slow
@@ -85,14 +86,14 @@ def launch(folder: Path, *flags: str, processes: int = 2, agent: tuple[str, ...]
     )
 
 
-def wait_for_step(job: Job, run_folder: Path, step: int, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def wait_for_step(job: Job, run_folder: Path, step: int) -> None:
+    def reached() -> bool:
         if lines_so_far(run_folder) >= step:
-            return
+            return True
         assert job.process.poll() is None, job.said()
-        time.sleep(0.05)
-    raise AssertionError(f"no step {step}: {job.said()}")
+        return False
+
+    until(reached, f"step {step}", 120, job.said)
 
 
 @pytest.fixture(scope="module")

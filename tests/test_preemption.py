@@ -22,6 +22,7 @@ from tests.conftest import (
     metrics,
     summary,
     torchrun,
+    until,
 )
 
 LONG = ["cnn2", *SMALL, "--train.epochs", "60", "--train.log_every", "1", "--train.eval_every", "0"]
@@ -46,12 +47,7 @@ def start(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_steps(run_folder: Path, steps: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if lines_so_far(run_folder) >= steps:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{run_folder} did not reach step {steps}")
+    until(lambda: lines_so_far(run_folder) >= steps, f"{run_folder} has {steps} steps", 120)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,14 @@
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.conftest import REPOSITORY, SMALL, lines_so_far
+from tests.conftest import REPOSITORY, SMALL, lines_so_far, until
 
 LAB = REPOSITORY / "slurm" / "lab"
 NODES = 2
@@ -119,19 +118,6 @@ class Job:
         """What there is to know after a failure."""
         lines = self.log.read_text().splitlines() if self.log.exists() else ["(no log)"]
         return "\n".join([self.lab("scontrol", "show", "job", self.number), *lines[-60:]])
-
-
-def until(
-    condition: Callable[[], bool],
-    what: str,
-    seconds: float = 60,
-    story: Callable[[], str] = lambda: "",
-) -> None:
-    """Returns when the condition holds; fails when that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{story()}"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")

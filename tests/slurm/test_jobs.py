@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY, metrics, stopped_after, summary
-from tests.slurm.conftest import TINY, Job, Lab, until
+from tests.conftest import REPOSITORY, metrics, stopped_after, summary, until
+from tests.slurm.conftest import TINY, Job, Lab
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 

@@ -23,7 +23,7 @@ from dist_train.tracking.answers import Subject
 from dist_train.tracking.background import Background
 from dist_train.tracking.wandb import WandB
 from dist_train.tracking.wandb_setup import Place, choose_mode
-from tests.conftest import SMALL, dist_train, free_port, metrics, summary
+from tests.conftest import SMALL, dist_train, free_port, metrics, summary, until
 
 CLASSES = ("cat", "dog", "newt")
 
@@ -261,7 +261,7 @@ def test_a_service_that_dies_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
     trackers = Trackers([background])
     trackers.log(line(2))
     noted = tmp_path / "run" / "wandb-step"
-    wait_until(lambda: noted.exists() and noted.read_text() == "2")
+    until(lambda: noted.exists() and noted.read_text() == "2", f"{noted} says 2", 20)
     for child in psutil.Process().children():
         if child.pid not in before:
             child.kill()
@@ -277,13 +277,6 @@ def test_a_service_that_dies_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
 def ours(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the user was told by us."""
     return [record.getMessage() for record in caplog.records if record.name == "dist_train"]
-
-
-def wait_until(condition: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
