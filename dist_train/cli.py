@@ -18,7 +18,8 @@ USAGE = """usage: dist-train COMMAND ...
 commands:
   train [RECIPE] [--section.field value ...]     train, or go on with a run (accelerate launch
                                                  dist_train/main.py does the same on many devices)
-        [--dry_run]                              two steps and an evaluation; nothing is kept
+        [--dry_run]                              two steps and a batch of evaluation; only
+                                                 the prepared data is kept
   prepare [RECIPE] [--data.field value ...]      get and convert the data set, nothing more
   eval RUN [--corruptions] [--calibration]       evaluate a finished run's weights again
   predict RUN IMAGE... [--top 3] [--json]        what a finished run says to image files and folders
@@ -81,7 +82,7 @@ def train(arguments: Sequence[str]) -> int:
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry_run", action="store_true")
     own, rest = parser.parse_known_args(arguments)
-    config, _ = options.parse(rest, "dist-train train")
+    config, _ = options.parse(rest, "dist-train train", "[--dry_run]")
     from dist_train.metrics import Clock
     from dist_train.preemption import EXIT_CODE
     from dist_train.train import train as run
@@ -112,7 +113,7 @@ def show(arguments: Sequence[str]) -> None:
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--images", metavar="FILE.png")
     own, rest = parser.parse_known_args(arguments)
-    config, sources = options.parse(rest, "dist-train show")
+    config, sources = options.parse(rest, "dist-train show", "[--images FILE.png]")
     if own.images is None:
         print(options.show(config, sources))
         return

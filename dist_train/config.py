@@ -25,7 +25,8 @@ class DataConfig:
     dataset: DatasetName = "cifar10"
     """The data set. `folder` reads images from class folders, `shapes` is built in."""
     root: str | None = None
-    """Folder that holds the data sets; unset: $DIST_TRAIN_DATA, else download into data/."""
+    """Folder that holds the data sets (of `folder`: that with train/ and test/); unset:
+    $DIST_TRAIN_DATA, then data/, else download into data/."""
     cache: str = "data/prepared"
     """Folder of the prepared .beton files; written once, shared by the processes of a node."""
     loader: Literal["auto", "stream", "resident"] = "auto"
@@ -211,7 +212,8 @@ class RuntimeConfig:
     compile: bool | None = None
     """torch.compile the step; `auto`: what accelerate asks for, else on CUDA only."""
     threads: int | None = None
-    """CPU threads per process; unset: $OMP_NUM_THREADS above 1, else the cores shared out."""
+    """CPU threads per process; unset: $OMP_NUM_THREADS (but not the 1 that launchers set), else the
+    cores shared out."""
     deterministic: bool = False
     """Ask torch for deterministic kernels."""
     timeout_seconds: int = 600
@@ -239,7 +241,8 @@ class TrackingConfig:
     """Who is told. JSON lines and the console always are."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """W&B; `auto`: online when logged in, else offline (`wandb sync` uploads later)."""
+    """W&B; `auto`: as $WANDB_MODE says, else online when logged in, else offline (`wandb sync`
+    uploads later)."""
     project: str | None = None
     """W&B project; unset: $WANDB_PROJECT, else dist_train."""
     entity: str | None = None

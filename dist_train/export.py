@@ -82,7 +82,7 @@ def export(run: Path, format_name: str, out: Path | None = None) -> tuple[Path, 
     missing = [package for package in chosen.needs if find_spec(package) is None]
     if missing:
         raise UserError(
-            f"--format {format_name} needs {', '.join(missing)}: pip install 'dist_train[export]', "
+            f"--format {format_name} needs {', '.join(missing)}: run launch/setup.sh, "
             f"or pip install {' '.join(chosen.needs)}"
         )
     out = out or run / f"exported{chosen.suffix}"

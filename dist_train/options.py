@@ -41,13 +41,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse(arguments: Sequence[str], prog: str) -> tuple[Config, dict[str, str]]:
+def parse(arguments: Sequence[str], prog: str, own: str = "") -> tuple[Config, dict[str, str]]:
     """The config that a command line asks for, and the source of each field that is no default.
+
+    Args:
+        own: flags of the command itself, read before, for --help to name.
 
     Raises:
         UserError: an unknown recipe or flag, or a value that does not fit.
     """
-    name, given = as_given(arguments, prog)
+    name, given = as_given(arguments, prog, own)
     options = {option.path: option for option in all_options()}
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name}: {nearest(name, list(RECIPES))}")
@@ -60,7 +63,7 @@ def parse(arguments: Sequence[str], prog: str) -> tuple[Config, dict[str, str]]:
     return override(recipe, values), sources | dict.fromkeys(values, "command line")
 
 
-def as_given(arguments: Sequence[str], prog: str) -> tuple[str, dict[str, str]]:
+def as_given(arguments: Sequence[str], prog: str, own: str = "") -> tuple[str, dict[str, str]]:
     """The recipe's name and the text of each flag; neither is known to make sense yet.
 
     Raises:
@@ -68,7 +71,7 @@ def as_given(arguments: Sequence[str], prog: str) -> tuple[str, dict[str, str]]:
     """
     parser = Parser(
         prog=prog,
-        usage="%(prog)s [RECIPE] [--section.field value ...]",
+        usage=f"%(prog)s [RECIPE] [--section.field value ...] {own}".rstrip(),
         description="Recipes: " + " ".join(RECIPES),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

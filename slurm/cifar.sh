@@ -4,7 +4,7 @@
 #
 #   sbatch slurm/cifar.sh [RECIPE] [--section.field value ...]
 #   sbatch --nodes=2 --gpus-per-node=8 slurm/cifar.sh resnet18 --name big
-#   sbatch --nodes=2 --gpus-per-node=0 slurm/cifar.sh cnn2 --runtime.device cpu
+#   sbatch --nodes=2 --gpus-per-node=0 slurm/cifar.sh cnn2
 #
 # docs/slurm.md tells what happens on time limits, preemption, failures and scancel.
 #

@@ -1,7 +1,7 @@
 """Complete, named configurations: functions that return a Config, in a file for each theme.
 
-The docstring of each says what it is and, where it was measured, what it gave. Figures are for two
-CPU cores (AMD EPYC 9xx5) unless said otherwise, and were measured with `dist-train train NAME`.
+The docstring of each says what it is and, where it was measured, what it gave: on two CPU cores
+(AMD EPYC 9xx5) unless said otherwise. docs/records and docs/studies have the commands.
 """
 
 from collections.abc import Callable

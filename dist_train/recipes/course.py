@@ -8,8 +8,8 @@ from dist_train.config import Config, DataConfig, ModelConfig, ModelName, OptimC
 def lenet() -> Config:
     """PyTorch's CIFAR-10 tutorial, to the letter: batch 4, SGD at 0.001, 2 epochs.
 
-    53.1 % test accuracy (one seed, bf16); 52 s of training while other work was running. The
-    tutorial's own program gave 54.3 % in 103 s (docs/records).
+    53.1 % (one seed, bf16); 52 s of training while other work was running. docs/records has the
+    tutorial's own program.
     """
     return Config(
         data=DataConfig(batch_size=4, normalize="half"),

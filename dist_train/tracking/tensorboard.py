@@ -17,7 +17,7 @@ def require_installed() -> None:
     if find_spec("tensorboard") is None:
         raise UserError(
             "--tracking.tensorboard true: tensorboard is not installed; run launch/setup.sh or "
-            "pip install 'dist_train[tensorboard]'"
+            "run launch/setup.sh"
         )
 
 
