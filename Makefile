@@ -24,7 +24,7 @@ train: setup ## train RECIPE (quickstart) on this machine; without data, on the 
 	@status=0; $(BIN)/dist-train prepare $(RECIPE) $(ARGS) || status=$$?; \
 	case $$status in \
 	0) dataset= ;; \
-	2) case "$(ARGS)" in *--data.root*|*--data.dataset*) exit 2 ;; esac; \
+	2) $(if $(or $(findstring --data.root,$(ARGS)),$(findstring --data.dataset,$(ARGS))),exit 2;) \
 		echo "make: no data for $(RECIPE), so this trains on the built-in shapes instead"; \
 		dataset="--data.dataset shapes" ;; \
 	*) exit $$status ;; \

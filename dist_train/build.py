@@ -31,7 +31,17 @@ WHITENING_SAMPLES = 5000
 
 
 def augmentation(data: DataConfig, manifest: Manifest) -> Augment:
-    """Augmentation and normalisation for the prepared set."""
+    """Augmentation and normalisation for the prepared set.
+
+    Raises:
+        UserError: images are too small to be padded so much.
+    """
+    side = min(manifest.image_shape[:2])
+    if data.crop_mode == "reflect" and data.crop_padding >= side:
+        raise UserError(
+            f"--data.crop_padding {data.crop_padding}: a mirror needs less than the {side} pixels "
+            "of an image; lower it, or try --data.crop_mode zero"
+        )
     half = tuple(0.5 for _ in manifest.mean)
     dataset = data.normalize == "dataset"
     return Augment(

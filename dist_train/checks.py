@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from dist_train.errors import UserError
@@ -114,7 +115,7 @@ def check_optim(optim: OptimConfig) -> None:
 def check_train(train: TrainConfig) -> None:
     """Lengths and intervals."""
     within("--train.label_smoothing", train.label_smoothing, 0, 1)
-    require(train.epochs > 0, f"--train.epochs {train.epochs}: expected more than 0")
+    require(0 < train.epochs < inf, f"--train.epochs {train.epochs}: expected a number above 0")
     if train.max_steps is not None:
         at_least("--train.max_steps", train.max_steps, 1)
     at_least("--train.log_every", train.log_every, 1)

@@ -62,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"unknown command {command}: {options.nearest(command, list(COMMANDS))}"
             )
         return COMMANDS[command](rest) or 0
+    except Preempted as preempted:
+        from dist_train.preemption import EXIT_CODE
+
+        logging.getLogger("dist_train").info("%s", preempted)
+        return EXIT_CODE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head` has seen enough
@@ -77,22 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def train(arguments: Sequence[str]) -> int:
+def train(arguments: Sequence[str]) -> None:
     """`dist-train train`."""
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry_run", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     config, _ = options.parse(rest, "dist-train train", "[--dry_run]")
     from dist_train.metrics import Clock
-    from dist_train.preemption import EXIT_CODE
     from dist_train.train import train as run
 
-    try:
-        run(config, dry_run=own.dry_run, clock=Clock.of_process())
-    except Preempted as preempted:
-        logging.getLogger("dist_train").info("%s", preempted)
-        return EXIT_CODE
-    return 0
+    run(config, dry_run=own.dry_run, clock=Clock.of_process())
 
 
 def prepare(arguments: Sequence[str]) -> None:

@@ -128,14 +128,21 @@ class Learner:
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
         progress.add(step, loss, correct, batch, seen=seen, norm=norm_of_gradient)
 
-    def meet(self) -> None:
-        """Gives ranks that train on their own the mean of their weights and momenta."""
+    def meet(self, *, averages_too: bool = False) -> None:
+        """Gives ranks that train on their own the mean of their weights and momenta.
+
+        Args:
+            averages_too: also that of their averages of weights, which nothing trains with: only
+                what is judged or kept needs it.
+        """
         if self.alone:
             states = [state for each in self.optimizers for state in each.state.values()]
             values = [value for state in states for value in state.values()]
             moments = [value for value in values if torch.is_tensor(value) and value.ndim]
             with torch.no_grad():
                 self.here.average([*self.model.parameters(), *moments])
+                if averages_too and self.averaged is not None:
+                    self.here.average(self.averaged.module.parameters())
 
     def average_statistics(self) -> None:
         """Makes BatchNorm's statistics those of all ranks together, before an evaluation."""

@@ -46,6 +46,7 @@ class Requests:
         self._save_seconds = save_seconds
         self._saved_at = time.monotonic()
         self._asked = False
+        self._just_saved = False
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
         # Votes are host memory over gloo: no wait for the device, and none for the network
         # either, since a vote is counted one step after it was cast.
@@ -54,6 +55,7 @@ class Requests:
     def saved(self) -> None:
         """A checkpoint was made: the next one is due so many seconds from now."""
         self._saved_at = time.monotonic()
+        self._just_saved = True
 
     def __call__(self) -> Decision:
         """Asked once after each step, by every rank; the answer is the same on all of them."""
@@ -67,7 +69,10 @@ class Requests:
         if self._vote is not None:
             votes, work = self._vote
             work.wait()
-            decided = Decision(*(count > 0 for count in votes.tolist()))
+            asked_to_stop, asked_to_save = (count > 0 for count in votes.tolist())
+            # A vote that was cast before the save, and is counted after it, asks for the same one.
+            decided = Decision(asked_to_stop, asked_to_save and not self._just_saved)
+            self._just_saved = False
         votes = torch.tensor([stop, save], dtype=torch.int32)
         work = dist.all_reduce(votes, group=self._group, async_op=True)
         assert work is not None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from platform import python_version
 from tempfile import mkdtemp
@@ -48,9 +49,24 @@ FREE_SETTINGS = (
 ROUNDING = ("runtime.precision", "runtime.gradient_compression")
 
 
-def new_name(recipe: str) -> str:
-    """A name for a run that was given none."""
-    return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+def new_name(output: Path, recipe: str) -> str:
+    """A name for a run that was given none; its directory is made, so that no other run takes it.
+
+    Raises:
+        UserError: the directory cannot be made.
+    """
+    name = first = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = count(2)
+    while True:
+        try:
+            (output / name).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            name = f"{first}-{next(others)}"
+        except OSError as error:
+            raise UserError(
+                f"cannot make {output / name}: {error.strerror}; choose another --output"
+            ) from error
 
 
 def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:

@@ -42,11 +42,11 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
     """
     clock = clock or Clock()
     with runtime.start(config.runtime) as here, ExitStack() as resources:
-        name = here.broadcast(config.name or runs.new_name(config.recipe))
-        config = replace(config, name=name)
         if dry_run:
             config = runs.as_rehearsal(config, resources.enter_context(runs.scratch_folder(here)))
-        folder = Path(config.output) / name
+        output = Path(config.output)
+        name = config.name or here.on_main(lambda: runs.new_name(output, config.recipe))
+        config, folder = replace(config, name=name), output / name
         finished = here.on_main(lambda: runs.open_folder(folder, config))
         if finished:
             here.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
@@ -183,7 +183,7 @@ class Trainer:
         save_due = last or decision.save or is_due(self.step, save_steps)
         improved = False
         if eval_due or save_due or stop:
-            self.learner.meet()
+            self.learner.meet(averages_too=True)
         if log_due or save_due or stop:
             window = self.progress.window()
             self.check_finite(window, weights_too=save_due or stop)

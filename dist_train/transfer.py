@@ -46,7 +46,7 @@ def read_weights(source: str, name: str) -> Weights:
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or "it ends too early").splitlines()[0]
         raise UserError(
             f"--model.pretrained {source}: expected weights by name ({reason}); save them with "
             "torch.save(model.state_dict(), FILE)"

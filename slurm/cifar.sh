@@ -81,7 +81,7 @@ job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TAS
 cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/dist_train-$UID # on each node's own disk
 flags=(--name "${SLURM_JOB_NAME//[^[:alnum:]._-]/-}-$job" --data.cache "$cache" "$@")
 settings=$(python -m dist_train show "${flags[@]}")
-setting() { awk -v name="$1" '$1 == name { print $2 }' <<<"$settings"; }
+setting() { sed -En "s/^$1 +(.*[^ ]) +(default|command line|recipe [^ ]+)\$/\1/p" <<<"$settings"; }
 run=$(setting output)/$(setting name)
 mkdir -p "$run"
 rm -f "$run/STOP"

@@ -29,6 +29,7 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ("quickstrat", ["unknown recipe quickstrat", "quickstart"]),
         ("lenet --train.epoch 3", ["--train.epoch:", "--train.epochs"]),
         ("lenet --train.epochs many", ["--train.epochs many", "a number"]),
+        ("lenet --train.epochs inf --train.max_steps 9", ["--train.epochs inf", "above 0"]),
         ("lenet --train.profile 5", ["--train.profile 5", "START:STOP"]),
         ("lenet --train.profile 0:5", ["--train.profile 0:5", "1 <= START < STOP"]),
         ("lenet --train.profile 7:7", ["--train.profile 7:7", "1 <= START < STOP"]),
@@ -63,6 +64,19 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
 def test_a_wrong_command_line(arguments: str, expected: list[str], tmp_path: Path) -> None:
     assert_refused(dist_train("train", *arguments.split(), cwd=tmp_path), *expected)
     assert not list(tmp_path.iterdir())
+
+
+def test_padding_larger_than_the_image(tmp_path: Path) -> None:
+    flags = [
+        "cnn2",
+        "--data.dataset",
+        "shapes",
+        "--data.train_samples",
+        "500",
+        "--data.crop_padding",
+    ]
+    done = dist_train("train", *flags, "32", cwd=tmp_path)
+    assert_refused(done, "--data.crop_padding 32", "--data.crop_mode zero")
 
 
 def test_missing_data(tmp_path: Path) -> None:

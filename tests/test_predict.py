@@ -283,7 +283,8 @@ def test_a_file_that_fails_its_check_gets_no_name(
         return lambda images: model(images) + 0.001 * (len(images) > 1)
 
     def read_no_number(content: bytes):
-        return lambda images: honest.read(content)(images) * float("nan")
+        model = honest.read(content)
+        return lambda images: model(images) * (float("nan") if len(images) > 1 else 1)
 
     for read in (read_off_by_a_little, read_no_number):
         monkeypatch.setitem(FORMATS, "torch_export", replace(honest, read=read))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_train import models
+from dist_train import models, runs
 from dist_train.config import CheckpointConfig, Config, DataConfig
 from dist_train.errors import Preempted, UserError
 from dist_train.train import train
@@ -119,6 +119,26 @@ def test_checkpoints_by_the_clock(small: Config) -> None:
     train(small)
     saved = [int(p.stem[5:]) for p in (folder(small) / "checkpoints").glob("step-*")]
     assert sorted(saved) == list(range(1, 17))
+
+
+def test_ranks_save_once_when_it_is_time(tmp_path: Path, cache: Path) -> None:
+    flags = [
+        *("cnn2", *SMALL, "--data.cache", str(cache), "--name", "timed", "--train.epochs", "1"),
+        *("--train.eval_every", "0", "--checkpoint.keep", "100"),
+        *("--checkpoint.every_minutes", "1e-6"),
+    ]
+    assert torchrun(2, "train", *flags, cwd=tmp_path).returncode == 0
+    folder = tmp_path / "runs" / "timed"
+    saved = sorted(int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*"))
+    # A vote is counted a step later, and none that was cast before a checkpoint after it.
+    last = summary(folder)["steps"]
+    assert saved == [*range(2, last, 2), last]
+
+
+def test_runs_without_a_name_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = {runs.new_name(tmp_path, "cnn2") for _ in range(20)}
+    assert len(names) == 20
+    assert names == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow

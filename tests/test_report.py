@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from dist_train.data import beton
 from dist_train.data.order import split
@@ -119,12 +122,18 @@ def test_runs_that_differ_in_the_seed_only_are_averaged(real: Path) -> None:
     # Seconds of training are those of the clock.
     seconds = summary(real / "runs" / "b")["seconds"]["train"]
     assert runs[1].training_seconds[-1] == pytest.approx(seconds, rel=0.05)
-    other = Run(runs[0].folder, {**runs[0].config, "optim.momentum": 0.5}, [], {"x": 1}, {})
-    assert [len(group.runs) for group in grouped([*runs, other])] == [2, 1]
-    # Threads make no other experiment, a precision does.
-    for field, expected in (("runtime.threads", [3]), ("runtime.precision", [2, 1])):
-        third = Run(runs[0].folder, {**runs[0].config, field: "x"}, [], {"x": 1}, {})
-        assert [len(group.runs) for group in grouped([*runs, third])] == expected
+
+    def sizes_with(manifest: Mapping[str, Any], **changed: object) -> list[int]:
+        config = {**runs[0].config, **changed}
+        third = Run(runs[0].folder, config, [], {"x": 1}, manifest)
+        return [len(group.runs) for group in grouped([*runs, third])]
+
+    manifest = runs[0].manifest
+    assert sizes_with(manifest, **{"optim.momentum": 0.5}) == [2, 1]
+    # Threads make no other experiment; a precision does, and so do other images.
+    assert sizes_with(manifest, **{"runtime.threads": "x"}) == [3]
+    assert sizes_with(manifest, **{"runtime.precision": "x"}) == [2, 1]
+    assert sizes_with({**manifest, "train": {**manifest["train"], "sha256": "x"}}) == [2, 1]
 
 
 def test_the_confusion_matrix_and_the_mistakes_are_the_final_answers(real: Path) -> None:
@@ -145,6 +154,16 @@ def test_the_confusion_matrix_and_the_mistakes_are_the_final_answers(real: Path)
     ids = split(run.manifest["train"]["samples"], 50)[1]
     images = beton.read_images(data / "train.beton")
     np.testing.assert_array_equal(judged_images(held_out, worst % 50), images[ids[worst % 50]])
+
+
+def test_a_run_without_a_mistake_makes_a_page(real: Path, tmp_path: Path) -> None:
+    shutil.copytree(real / "runs" / "a", tmp_path / "a")
+    path = tmp_path / "a" / "predictions.safetensors"
+    labels = load_file(path)["labels"]
+    save_file({"logits": 9 * torch.eye(10)[labels], "labels": labels}, path)
+    page = page_of([tmp_path / "a"], tmp_path / "page.html")
+    assert "Not one mistake." in page
+    assert "Worst mistakes" not in page
 
 
 def test_runs_in_any_state_make_a_page_that_says_what_is_missing(

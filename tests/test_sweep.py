@@ -62,7 +62,13 @@ def test_rows_over_seeds(tmp_path: Path) -> None:
     assert rows[0]["accuracy_mean"] == pytest.approx(0.6)
     assert rows[0]["accuracy_std"] == pytest.approx(0.1)
     assert rows[1]["accuracy_std"] is None
-    assert "| 1 | 60.00% | 10.00% | 2.0 s | 3 |" in table(rows, ["train.epochs"])
+    text = table(rows, ["train.epochs"])
+    assert "| 1 | 60.00% | 10.00% | 2.0 s | 3 |" in text
+    assert "| test accuracy |" in text
+    varied = ["cnn2", "--data.validation", "0,500", "--output", str(tmp_path / "other")]
+    rows = results(plan(varied, seeds=1, sample=None))
+    assert [row["accuracy_of"] for row in rows] == ["test", "validation"]
+    assert "| accuracy |" in table(rows, ["data.validation"])
 
 
 TINY = ["sweep", "cnn2", *SMALL, "--train.max_steps", "30", "--optim.learning_rate", "0.1,0.01"]

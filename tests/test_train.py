@@ -337,6 +337,21 @@ def test_ranks_that_meet_after_each_step_draw_the_curve_of_shared_gradients(
     assert losses_of["100"] != pytest.approx(losses_of["1"], rel=1e-3)
 
 
+@pytest.mark.parametrize("average", ["ema", "average_tail"])
+def test_ranks_on_their_own_are_judged_by_one_average(
+    average: str, tmp_path: Path, cache: Path
+) -> None:
+    flags = [
+        *("cnn2", *SMALL, "--data.cache", str(cache), "--train.epochs", "2", "--name", "own"),
+        *("--train.local_steps", "100", f"--train.{average}", "0.5"),
+    ]
+    assert torchrun(2, "train", *flags, cwd=tmp_path).returncode == 0
+    done = dist_train("eval", "runs/own", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    loss = json.loads(done.stdout.splitlines()[-1])["test_loss"]
+    assert loss == pytest.approx(summary(tmp_path / "runs" / "own")["test_loss"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_runs_of_one_process_compile_once(small: Config) -> None:
     from torch._dynamo.utils import counters

@@ -127,10 +127,11 @@ def test_weights_that_do_not_fit_or_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 of 6 tensors do not fit.*3.weight 32x16x3x3 \(64x16"):
         transfer.fit(network, other)
     (tmp_path / "broken.pth").write_bytes(b"no weights")
+    (tmp_path / "empty.pth").touch()
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save(nn.Linear(1, 1), tmp_path / "code.pth")  # would run code when it is read
-    for name in ("broken.pth", "broken.safetensors", "list.pth", "code.pth"):
+    for name in ("broken.pth", "empty.pth", "broken.safetensors", "list.pth", "code.pth"):
         with pytest.raises(UserError, match=r"--model.pretrained .*by name") as error:
             transfer.read_weights(str(tmp_path / name), "cnn2")
         assert len(str(error.value).splitlines()) == 1

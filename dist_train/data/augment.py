@@ -128,7 +128,8 @@ class Augment(nn.Module):
         self.policy = policy
         self.image_shape = image_shape
         mean_bytes = torch.tensor(mean, dtype=torch.float64) * 255
-        inverse = 1 / (torch.tensor(std, dtype=torch.float64) * 255)
+        spread = torch.tensor(std, dtype=torch.float64) * 255
+        inverse = torch.where(spread > 0, 1 / spread, 1.0)  # a channel may be empty
         self.register_buffer("mean", mean_bytes.float(), persistent=False)
         self.register_buffer("inverse_std", inverse.float(), persistent=False)
 

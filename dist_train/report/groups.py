@@ -38,12 +38,14 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     """The experiments among the runs, in the order of their first runs.
 
     Only finished runs of known settings are taken together: others would cut the mean short.
+    The same settings with other images are another experiment.
     """
     groups: dict[str, list[Run]] = {}
     for number, run in enumerate(runs):
         settings = sorted((name, value) for name, value in run.config.items() if decides(name))
         together = settings and run.state == "finished"
-        groups.setdefault(repr(settings) if together else f"{number}", []).append(run)
+        key = repr((settings, run.manifest.get("train"))) if together else f"{number}"
+        groups.setdefault(key, []).append(run)
     return [Group(label(members, runs), members) for members in groups.values()]
 
 

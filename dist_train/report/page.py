@@ -122,18 +122,19 @@ def answered(groups: Sequence[Group]) -> Iterable[Picture]:
             confusions(found) + mean,
         )
         worst = found.worst(MISTAKES)
+        if not len(worst):
+            continue
         try:
             images = judged_images(found.runs[0], worst)
         except UserError as error:
             found.runs[0].notes.append(f"no pictures of the worst mistakes: {error}")
             continue
-        if len(worst):
-            yield saved(
-                draw_mistakes(found, worst, images),
-                f"mistakes_{number}",
-                f"Worst mistakes: {group.label}",
-                f"The surest of the wrong answers.{mean}",
-            )
+        yield saved(
+            draw_mistakes(found, worst, images),
+            f"mistakes_{number}",
+            f"Worst mistakes: {group.label}",
+            f"The surest of the wrong answers.{mean}",
+        )
 
 
 def confusions(found: Answers, count: int = 5) -> str:

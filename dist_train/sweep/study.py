@@ -19,7 +19,7 @@ def results(sweep: Sweep) -> list[dict[str, Any]]:
         runs = list(group)
         found = [read_summary(run.folder) for run in runs]
         summaries = [summary for summary in found if summary is not None]
-        split = "test" if all(s["test_accuracy"] is not None for s in summaries) else "validation"
+        split = "validation" if runs[0].config.data.validation else "test"
         accuracies = [summary[f"{split}_accuracy"] for summary in summaries]
         rows.append(
             {
@@ -36,13 +36,19 @@ def results(sweep: Sweep) -> list[dict[str, Any]]:
     return rows
 
 
+def judged_by(rows: Sequence[dict[str, Any]]) -> str:
+    """What the accuracies are called: by the images, if these are the same for all rows."""
+    splits = {row["accuracy_of"] for row in rows}
+    return f"{splits.pop()} accuracy" if len(splits) == 1 else "accuracy"
+
+
 def table(rows: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
     """The rows in Markdown; the standard deviation is the sample's."""
 
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    columns = [*varied, f"{rows[0]['accuracy_of']} accuracy", "std", "training", "n"]
+    columns = [*varied, judged_by(rows), "std", "training", "n"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:
         cells = [
@@ -93,7 +99,7 @@ def plot(rows: Sequence[dict[str, Any]], varied: Sequence[str], path: Path) -> N
             panel.set_xticks(list(at.values()), [str(value) for value in values])
             if not numeric and len(values) > 3:
                 panel.tick_params(axis="x", rotation=30)
-        panels[0, 0].set_ylabel(f"{rows[0]['accuracy_of']} accuracy")
+        panels[0, 0].set_ylabel(judged_by(rows))
         panels[0, 0].yaxis.set_major_formatter("{x:.1%}")
         panels[0, 1].set(ylabel="seconds of training", ylim=(0, None))
         if len(lines) > 1:

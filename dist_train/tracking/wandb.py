@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from dist_train.files import write_atomically
 from dist_train.mistakes import Shares, confusion
 from dist_train.preemption import EXIT_CODE
 from dist_train.tracking import STOPPED, Tracker
@@ -58,7 +59,8 @@ class WandB(Tracker):
         # W&B's own step may not go back, and it is ours: steps that were logged before a resume
         # are not logged again. That is noted after each line.
         self._noted = folder / "wandb-step"
-        self._last_step = int(self._noted.read_text()) if self._noted.exists() else -1
+        noted = self._noted.read_text() if self._noted.exists() else ""
+        self._last_step = int(noted) if noted.isdecimal() else -1
         self._run.define_metric("train/step")
         self._run.define_metric("*", step_metric="train/step")
         for split in ("train", subject.split):
@@ -86,7 +88,7 @@ class WandB(Tracker):
         if step > self._last_step:
             self._run.log(values | {"train/step": step}, step=step, commit=True)
             self._last_step = step
-            self._noted.write_text(str(step))
+            write_atomically(self._noted, str(step).encode())
 
     def evaluated(self, step: int, probabilities: Shares, labels: Labels) -> None:
         """See Tracker."""
@@ -133,10 +135,12 @@ class WandB(Tracker):
         if self._artifacts != "files":
             return
         deadline = time.monotonic() + SECONDS_FOR_A_CHECKPOINT
-        while not path.exists() and time.monotonic() < deadline:  # another thread writes it
+        while not path.exists():  # another thread writes it
+            newer = any(other.name > path.name for other in path.parent.glob("step-*.pt"))
+            if newer or time.monotonic() > deadline:  # it was not kept
+                return
             time.sleep(0.05)
-        if path.exists():
-            self._log_artifact("checkpoint", path, best=best, step=step)
+        self._log_artifact("checkpoint", path, best=best, step=step)
 
     def _log_artifact(self, kind: str, path: Path, *, best: bool, step: int) -> None:
         aliases = ["latest", f"step-{step}", *(["best"] if best else [])]

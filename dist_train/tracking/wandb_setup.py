@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from dist_train.errors import UserError
+from dist_train.files import write_atomically
 
 if TYPE_CHECKING:
     import wandb
@@ -106,8 +107,10 @@ def start(
     id_file = folder / "wandb-id"
     # `wandb agent` names the id of the run it asks for.
     given = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-    run_id = id_file.read_text().strip() if id_file.exists() else given
-    id_file.write_text(run_id)
+    run_id = id_file.read_text().strip() if id_file.exists() else ""
+    if not run_id:
+        run_id = given
+        write_atomically(id_file, run_id.encode())
     options: dict[str, Any] = {
         "silent": True,
         "git_root": str(Path(__file__).parent),

@@ -55,6 +55,15 @@ def assert_same_pixels(x: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(x.double(), expected.double(), rtol=0, atol=2e-5)
 
 
+def test_a_channel_without_content_stays_so() -> None:
+    images = some_images(4)
+    images[..., 2] = 0
+    module = Augment(Policy(), mean=(*MEAN[:2], 0.0), std=(*STD[:2], 0.0), image_shape=SHAPE)
+    x = module(images)
+    assert (x[:, 2] == 0).all()
+    assert x.isfinite().all()
+
+
 def test_evaluation_only_normalizes() -> None:
     images = some_images(16)
     x = augment(ALL)(images)

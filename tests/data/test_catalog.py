@@ -505,6 +505,13 @@ def test_a_folder_is_prepared_anew_when_its_images_change(tmp_path: Path) -> Non
     assert images() == images() == [3, 3]
 
 
+def test_a_folder_beside_what_is_made_of_it_is_prepared_once(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    data = DataConfig(dataset="folder", root=str(tmp_path), cache=str(tmp_path / "prepared"))
+    assert prepare_dataset(data).folder == prepare_dataset(data).folder
+    assert len(list(Path(data.cache).iterdir())) == 1
+
+
 def test_folder_names_the_unreadable_image(tmp_path: Path) -> None:
     image_folder(tmp_path)
     path = tmp_path / "val" / "dog" / "plain.png"
