@@ -70,12 +70,16 @@ def cifar10_94(batch_size: int = 2000) -> Config:
 
 
 def cifar10_95() -> Config:
-    """Aims at 95 %: the same with more channels, for longer. Not measured."""
+    """Aims at 95 %: the same with more channels and cutout, for longer.
+
+    95.04 % (one seed) in 3,084 s on two CPU cores (docs/records).
+    """
     base = cifar10_94()
     return replace(
         base,
+        data=replace(base.data, cutout=8),
         model=replace(base.model, widths=(128, 384, 384)),
-        train=replace(base.train, epochs=14),
+        train=replace(base.train, epochs=16),
     )
 
 
@@ -89,7 +93,14 @@ def cifar10_96() -> Config:
         base,
         data=replace(base.data, crop_padding=4, cutout=12),
         model=replace(base.model, name="whitened_residual", batch_norm_group=256),
-        train=replace(base.train, epochs=40, select=0.5, select_group=512),
+        # Of 2048 images, 1024 are learnt from.
+        optim=replace(
+            base.optim,
+            learning_rate=0.67 * 1024,
+            bias_learning_rate=0.053 * 1024,
+            muon_learning_rate=0.2,
+        ),
+        train=replace(base.train, epochs=42, select=0.5, select_group=512),
     )
 
 
