@@ -201,7 +201,8 @@ def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
     torch.manual_seed(config.seed)
 
     def sample_images() -> Tensor:
-        images = torch.from_numpy(beton.read_images(prepared.train, WHITENING_SAMPLES))
+        ids = np.arange(min(WHITENING_SAMPLES, prepared.manifest.train.samples))
+        images = torch.from_numpy(beton.read_some(prepared.train, ids))
         return augment(images.to(augment.mean.device))  # type: ignore[no-any-return]
 
     return architecture(config, prepared.manifest, sample_images)
@@ -248,8 +249,10 @@ def selector(
             f"--train.select {train.select}: the proxy has no loss scaling for --runtime.precision "
             "fp16; choose bf16 or fp32"
         )
-    smaller = replace(config, model=replace(config.model, widths=train.proxy_widths))
-    proxy = runtime.place(network(smaller, prepared, augment))
+    try:
+        proxy = runtime.place(network(proxy_config(config), prepared, augment))
+    except UserError as error:
+        raise UserError(str(error).replace("--model.widths", "--train.proxy_widths")) from error
     loss, smoothing = LOSSES[train.loss], train.label_smoothing
     step = Step(proxy, augment, runtime, loss, smoothing, reduced=False)
     runtime.compile(step)
@@ -262,6 +265,11 @@ def selector(
         group=train.select_group,
         every=train.proxy_every,
     )
+
+
+def proxy_config(config: Config) -> Config:
+    """The same with the network that chooses samples in place of the one that learns from them."""
+    return replace(config, model=replace(config.model, widths=config.train.proxy_widths))
 
 
 def pretrained(settings: ModelConfig, model: nn.Module, runtime: Runtime, *, fresh: bool) -> None:

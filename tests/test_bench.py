@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 
 from dist_train import runtime
 from dist_train.bench import TARGETS
+from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import Measurements, alternate
-from dist_train.config import DataConfig, RuntimeConfig
+from dist_train.bench.work import training_flops
+from dist_train.build import image_sizes
+from dist_train.config import Config, DataConfig, ModelConfig, RuntimeConfig, TrainConfig
 from dist_train.data.prepare import prepare_dataset
 from dist_train.data.streaming import is_available
 from tests.conftest import SMALL, dist_train, real_data, summary
@@ -147,7 +151,10 @@ def test_a_wrong_command_line(arguments: list[str], expected: str, tmp_path: Pat
 
 def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> None:
     rival = tmp_path / "rival.py"
-    count = "open('turns', 'a').write('.')"
+    # It notes how many of our seeds are done when its turn comes.
+    count = (
+        "import glob; open('turns', 'a').write(str(len(glob.glob('runs/*/seed*/summary.json'))))"
+    )
     rival.write_text(f'{count}; print(\'{{"seconds": 1e-3, "accuracy": 0.25}}\')')
     command = [
         *("bench", "speed", "cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "2"),
@@ -175,18 +182,71 @@ def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> No
     assert report["seconds_over_rivals"]["mean"] == pytest.approx(
         math.prod(value / 1e-3 for value in seconds) ** (1 / 3)
     )
-    assert report["p_value"] < 0.5 < 1 - report["p_value"]
+    accuracies = [run["accuracy"] for run in report["runs"]]
+    assert report["accuracy"] == spread(accuracies)
+    assert report["p_value"] == p_value(accuracies, 0.01)
+    assert report["in_turn"]
+    assert {"cpu", "cpu_mhz", "cores", "gpu_clocks"} <= set(report["hardware"])
+    assert report["versions"]["torch"]
+    assert report["git_commit"]
+    work = report["work"]
+    assert work["mfu"] == pytest.approx(work["flops_per_second"] / work["matmul_flops_per_second"])
 
     # Finished runs are not run again; people get a table.
     again = dist_train(*command, cwd=tmp_path)
     assert again.returncode == 0
-    assert (tmp_path / "turns").read_text() == "..."
+    assert (tmp_path / "turns").read_text() == "123"
     assert "n = 3" in again.stdout
     assert [summary(folder / f"seed{seed}") for seed in range(3)] == seeds
+
+    # Turns that a rival had at another time are told from those in one sitting.
+    later = dist_train(*command[:-1], f"{sys.executable} {rival} later", "--json", cwd=tmp_path)
+    assert not json.loads(later.stdout)["in_turn"]
 
     failing = dist_train(*command[:-1], f"{sys.executable} absent.py", cwd=tmp_path)
     assert failing.returncode == 2
     assert failing.stderr.splitlines()[-1].startswith("dist-train: error: --rival")
+
+
+def test_intervals_are_students() -> None:
+    found = spread([1.0, 2.0, 3.0])
+    # t(0.975, 2 degrees of freedom) = 4.3027, over the square root of 3.
+    assert (found["mean"], found["std"]) == (2.0, 1.0)
+    assert found["interval"] == pytest.approx([2 - 2.4842, 2 + 2.4842], abs=1e-4)
+    assert spread([1.0]) == {"mean": 1.0, "std": None, "interval": None}
+    # t = sqrt(3): half of what lies beyond it on both sides, 0.2254.
+    assert p_value([1.0, 2.0, 3.0], target=1.0) == pytest.approx(0.1127, abs=1e-4)
+    assert p_value([1.0, 2.0, 3.0], target=3.0) == pytest.approx(1 - 0.1127, abs=1e-4)
+    assert p_value([1.0, 2.0], target=None) is None
+    # Of pairs, not of means: 2 and 2 are no spread at all.
+    assert ratio([2.0, 20.0], [1.0, 10.0])["mean"] == pytest.approx(2)
+    low, high = ratio([1.0, 4.0, 2.0], [1.0, 1.0, 1.0])["interval"]
+    assert low * high == pytest.approx(4)  # its middle, as logarithms go, is the mean, 2
+    assert high == pytest.approx(2 * math.exp(4.3027 * math.log(2) / math.sqrt(3)), rel=1e-4)
+
+
+def test_operations_of_training(cache: Path) -> None:
+    """A proxy looks at all samples and learns from every other batch; half of them are kept."""
+    data = DataConfig(
+        dataset="shapes", train_samples=64, cache=str(cache), batch_size=16, drop_last=True
+    )
+    network = ModelConfig(name="whitened", widths=(8, 16, 16))
+    narrow = replace(network, widths=(4, 8, 8))
+
+    def operations(model: ModelConfig, **train: Any) -> int:
+        return training_flops(Config(data=data, model=model, train=TrainConfig(**train)), steps=4)
+
+    plain, of_proxy = operations(network), operations(narrow)
+    selected = operations(
+        network, select=0.5, select_group=8, proxy_widths=(4, 8, 8), proxy_every=2
+    )
+    # Of four steps two are forward and backward, three times forward, and two are forward only.
+    assert selected == plain // 2 + of_proxy * (3 + 3 + 1 + 1) // (4 * 3)
+    smaller = replace(data, resolutions=(16, 24), resolution_until=(0.24, 0.5))
+    assert image_sizes(smaller, 32, 4) == [16, 24, 32, 32]
+    assert image_sizes(smaller, 32, 1) == [32]
+    mixed = training_flops(Config(data=smaller, model=network), steps=4)
+    assert plain // 2 < mixed < plain * 0.9
 
 
 def test_speed_of_runs_at_the_same_time(cache: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from dist_train.bench.timing import Measurements, Settings, note
@@ -12,6 +14,8 @@ from dist_train.checks import at_least, require
 from dist_train.config import DataConfig
 from dist_train.errors import UserError
 from dist_train.options import Parser
+
+SUBJECTS = ("loader", "overhead", "scaling", "tracking")  # each a module here
 
 # What the project promises itself; reported, never asserted.
 TARGETS = {
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     defaults = DataConfig()
-    parser.add_argument("subject", nargs="?", choices=list(SUBJECTS), help="unset: all")
+    parser.add_argument("subject", nargs="?", choices=SUBJECTS, help="unset: all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--seconds", type=float, help="length of each timing")
     parser.add_argument("--repeats", type=int, help="rounds of timings")
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         data=DataConfig(dataset="cifar10", root=given.root, cache=given.cache),
     )
     with redirect_stdout(sys.stderr):  # what runs and libraries print is progress here
-        report = collect([given.subject] if given.subject else list(SUBJECTS), settings)
+        report = collect([given.subject] if given.subject else SUBJECTS, settings)
     print(json.dumps(report) if given.json else table(report))
 
 
@@ -83,7 +87,7 @@ def collect(subjects: Sequence[str], settings: Settings) -> dict[str, Any]:
     ratios: dict[str, float] = {}
     measured: dict[str, Any] = {}
     for subject in subjects:
-        found = SUBJECTS[subject](settings)
+        found = measure(subject, settings)
         ratios |= found.ratios
         measured |= found.measured
     return {
@@ -113,45 +117,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure_loader(settings: Settings) -> Measurements:
-    """See bench.loader.
+def measure(subject: str, settings: Settings) -> Measurements:
+    """See the module of that name.
 
     Raises:
-        UserError: FFCV is not installed.
+        UserError: no data, or FFCV is not installed.
     """
-    from dist_train.data.streaming import is_available
-
-    if not is_available():
+    if subject == "loader" and find_spec("ffcv") is None:
         raise UserError("bench loader compares with FFCV, which is missing: run launch/setup.sh")
-    from dist_train.bench.loader import measure
-
-    return measure(settings)
-
-
-def measure_overhead(settings: Settings) -> Measurements:
-    """See bench.overhead."""
-    from dist_train.bench.overhead import measure
-
-    return measure(settings)
-
-
-def measure_scaling(settings: Settings) -> Measurements:
-    """See bench.scaling."""
-    from dist_train.bench.scaling import measure
-
-    return measure(settings)
-
-
-def measure_tracking(settings: Settings) -> Measurements:
-    """See bench.tracking."""
-    from dist_train.bench.tracking import measure
-
-    return measure(settings)
-
-
-SUBJECTS: dict[str, Callable[[Settings], Measurements]] = {
-    "loader": measure_loader,
-    "overhead": measure_overhead,
-    "scaling": measure_scaling,
-    "tracking": measure_tracking,
-}
+    found: Measurements = import_module(f"dist_train.bench.{subject}").measure(settings)
+    return found

@@ -21,7 +21,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def p_value(accuracies: Sequence[float], target: float | None) -> float | None:
-    """How likely means this high are if the true one is at most the target's."""
+    """How probable a mean as high as this is, or higher, if the true one is the target.
+
+    Student's t test of one sample, one-sided; null for one value, or equal ones.
+    """
     if target is None or len(set(accuracies)) < 2:
         return None
     return float(stats.ttest_1samp(accuracies, target, alternative="greater").pvalue)

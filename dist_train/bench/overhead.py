@@ -6,6 +6,7 @@ from functools import partial
 from itertools import cycle, islice
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -88,7 +89,8 @@ def bare_seconds(config: Config, steps: int) -> float:
         augment = build.augmentation(config.data, prepared.manifest)
         model = here.place(build.network(config, prepared, augment))
         optimizers = build.optimizers(config.optim, model)
-        images = beton.read_images(prepared.train, READY_BATCHES * BATCH_SIZE)
+        count = min(READY_BATCHES * BATCH_SIZE, prepared.manifest.train.samples)
+        images = beton.read_some(prepared.train, np.arange(count))
         labels = beton.read_labels(prepared.train)[: len(images)]
         ready = augment(torch.from_numpy(images)).to(here.device)
         targets = torch.from_numpy(labels).to(here.device)

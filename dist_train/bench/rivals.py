@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import islice, product
@@ -18,12 +17,10 @@ from torchvision.transforms import v2
 
 from dist_train.data import catalog
 from dist_train.data.prepare import Manifest
+from dist_train.data.streaming import ffcv_contained
 from dist_train.runtime import Runtime
 
-# Importing FFCV sets torch's number of threads, and warns of the deprecated modules it uses.
-threads_before = torch.get_num_threads()
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with ffcv_contained():
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import (
@@ -36,7 +33,6 @@ with warnings.catch_warnings():
         ToTensor,
         ToTorchImage,
     )
-torch.set_num_threads(threads_before)
 
 BATCH_SIZE = 512
 PADDING, CUTOUT = 4, 8

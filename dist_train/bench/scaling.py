@@ -1,5 +1,6 @@
 """Several processes against one, through the command that people use."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dist_train import runs
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.data.prepare import prepare_dataset
 from dist_train.hardware import resolve_precision
@@ -27,7 +27,8 @@ def measure(settings: Settings) -> Measurements:
 
     - ranks_N_vs_1_resnet9: images/s of all ranks over those of one, and over the ideal.
     - all_reduce_share_N_ranks: the share of a step for which gradients are waited for, from the
-      same steps without them (local SGD whose ranks do not meet before the end).
+      same steps without them (local SGD whose ranks do not meet before the last step, which is
+      not timed).
     """
     prepare_dataset(settings.data)
     gpus = torch.cuda.device_count()
@@ -38,8 +39,8 @@ def measure(settings: Settings) -> Measurements:
 
     seconds = settings.seconds or SECONDS
     first_guess = rate(ranks=1, threads=cores, steps=2, batch_size=BATCH_SIZE)
-    steps = max(2, round(seconds * first_guess / BATCH_SIZE))
-    note(f"scaling: {steps} steps of {BATCH_SIZE} images on {device}, {precision}")
+    steps = 1 + max(2, round(seconds * first_guess / BATCH_SIZE))
+    note(f"scaling: {steps - 1} steps of {BATCH_SIZE} images on {device}, {precision}")
 
     def ideal(ranks: int) -> int:
         return ranks if device == "cuda" else 1
@@ -64,8 +65,11 @@ def measure(settings: Settings) -> Measurements:
 
     found = Measurements()
     for name, timed in contestants.items():
-        own = "{steps} steps of {batch_size} images, {ranks} ranks of {threads} threads, which meet"
-        task = f"resnet9 by torchrun on {device}, {precision}, {own} every {{local_steps}}"
+        task = (
+            f"resnet9 by torchrun on {device}, {precision}, {{steps}} steps, the last one untimed, "
+            "of {batch_size} images, {ranks} ranks of {threads} threads, which meet every "
+            "{local_steps}"
+        )
         found.add(name, task.format(**timed.keywords), rates[name])
     for ranks in counts:
         together = f"images_per_second_{ranks}_ranks"
@@ -91,7 +95,7 @@ def images_per_second(
     batch_size: int,
     local_steps: int = 1,
 ) -> float:
-    """Throughput over the training seconds of a short run, from its summary."""
+    """Throughput of a short run, but for its last step, at which ranks meet and save."""
     with TemporaryDirectory() as folder:
         flags = {
             "name": "bench",
@@ -103,6 +107,7 @@ def images_per_second(
             "train.epochs": 1e6,
             "train.max_steps": steps,
             "train.eval_every": 0,
+            "train.log_every": steps - 1,
             "train.local_steps": local_steps,
             "runtime.device": device,
             "runtime.precision": precision,
@@ -117,4 +122,5 @@ def images_per_second(
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(done.args)} failed:\n{done.stdout}{done.stderr}")
-        return float(runs.read_json(Path(folder) / "bench" / "summary.json")["images_per_second"])
+        before_last = (Path(folder) / "bench" / "metrics.jsonl").read_text().splitlines()[0]
+        return float(json.loads(before_last)["perf/images_per_second"])

@@ -106,13 +106,13 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
     configs = [run.config for run in planned.runs]
-    for config in configs:
-        summary = train(config)
-        own_runs.append(of_summary(summary))
+    for run in planned.runs:
+        summary = train(run.config)
+        own_runs.append(of_summary(summary, run.folder))
         steps = summary["steps"]
-        note(f"seed {config.seed}: {own_runs[-1].said()}")
+        note(f"{own_runs[-1].who}: {own_runs[-1].said()}")
         if rival is not None:
-            place = planned.folder / f"rival{config.seed}.json"
+            place = planned.folder / f"rival{run.config.seed}.json"
             rival_runs.append(rivals_turn(rival, place))
             note(f"rival: {rival_runs[-1].said()}")
     over_rivals = ratio(seconds_of(own_runs), seconds_of(rival_runs)) if rival_runs else None
@@ -120,8 +120,10 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
         "recipe": configs[0].recipe,
         "clock": " + ".join(ON_THE_CLOCK),
         **statistics(own_runs, target),
+        "arguments_of_first": planned.runs[0].arguments,
         "rival": rival,
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
+        "in_turn": in_turn(own_runs, rival_runs) if rival_runs else None,
         "seconds_over_rivals": over_rivals,
         "work": work(configs[0], steps, [run.parts for run in own_runs]),
         "hardware": hardware.facts(),
@@ -147,6 +149,8 @@ class Run:
     """By the clock."""
     parts: dict[str, float]
     """Seconds of each phase; of a rival only the whole program's."""
+    ended: float
+    """When it was done, Unix seconds."""
 
     def said(self) -> str:
         """For people."""
@@ -154,15 +158,17 @@ class Run:
         return f"{accuracy} in {self.seconds:.2f} s"
 
 
-def of_summary(summary: dict[str, Any]) -> Run:
-    """What a run's summary.json says."""
+def of_summary(summary: dict[str, Any], folder: Path) -> Run:
+    """What a run's summary.json and its last line of metrics say."""
     parts = summary["seconds"]
+    last_line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     with_tta = summary["test_accuracy_tta"]
     return Run(
         f"seed{summary['seed']}",
         summary["test_accuracy"] if with_tta is None else with_tta,
         sum(parts[phase] for phase in ON_THE_CLOCK),
         parts,
+        last_line["time"],
     )
 
 
@@ -191,10 +197,17 @@ def run_rival(command: str) -> Run:
     whole = time.perf_counter() - start
     try:
         last = json.loads(done.stdout.strip().splitlines()[-1])
-        return Run("rival", last.get("accuracy"), float(last["seconds"]), {"total": whole})
+        accuracy, seconds = last.get("accuracy"), float(last["seconds"])
     except (IndexError, KeyError, AttributeError, ValueError):
         note("the rival's last line is no JSON object with `seconds`: its whole run counts")
-        return Run("rival", None, whole, {"total": whole})
+        accuracy, seconds = None, whole
+    return Run("rival", accuracy, seconds, {"total": whole}, time.time())
+
+
+def in_turn(own: Sequence[Run], rivals: Sequence[Run]) -> bool:
+    """Whether each of our runs was followed by the rival's: else the ratio compares other hours."""
+    turns = [run.ended for pair in zip(own, rivals, strict=True) for run in pair]
+    return turns == sorted(turns)
 
 
 # Figures
@@ -208,7 +221,7 @@ def seconds_of(found: Sequence[Run]) -> list[float]:
 def statistics(found: Sequence[Run], target: float | None) -> dict[str, Any]:
     """Mean, standard deviation and 95 % interval of seconds and accuracy.
 
-    `p_value` is that of the target accuracy or less being the mean, by Student's one-sided t test.
+    `p_value` is that of accuracies as high as these where the true mean is the target.
     """
     accuracies = [run.accuracy for run in found if run.accuracy is not None]
     figures: dict[str, Any] = {"n": len(found), "seconds": spread(seconds_of(found))}
@@ -248,12 +261,14 @@ def describe(report: dict[str, Any]) -> str:
             lines.append(f"{who}: {summed_up(figures)}")
     if report["seconds_over_rivals"] is not None:
         found = report["seconds_over_rivals"]
-        lines.append(f"seconds over the rival's: {found['mean']:.3f}{between(found, '.3f')}")
+        but = "" if report["in_turn"] else "; but not in turn, so of other hours"
+        lines.append(f"seconds over the rival's: {found['mean']:.3f}{between(found, '.3f')}{but}")
     used = report["work"]
+    peak = f"{used['matmul_flops_per_second']:.3g}"
     lines.append(
         f"training: {used['training_flops']:.3g} operations, {used['flops_per_second']:.3g} a "
-        f"second of {used['matmul_flops_per_second']:.3g} in matrix products; waiting for data "
-        f"{used['data_wait_fraction']:.1%} of the time"
+        f"second, {used['mfu']:.1%} of the {peak} in matrix products; waiting "
+        f"for data {used['data_wait_fraction']:.1%} of the time"
     )
     return "\n".join(lines)
 
@@ -265,7 +280,7 @@ def summed_up(figures: dict[str, Any]) -> str:
     if accuracy is not None:
         line += f", {accuracy['mean']:.3%}{between(accuracy, '.3%')}"
     if figures["p_value"] is not None:
-        line += f"; p = {figures['p_value']:.2g} for a mean of {figures['target']:.1%} or less"
+        line += f"; p = {figures['p_value']:.2g} if {figures['target']:.1%} were the mean"
     return line
 
 

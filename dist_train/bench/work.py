@@ -13,6 +13,7 @@ from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
 from dist_train.flops import TRAINING_FLOPS, forward_flops
 from dist_train.hardware import DTYPES
+from dist_train.selection import kept_of
 
 
 def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -25,21 +26,39 @@ def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> d
         phases: seconds of each phase (metrics.Clock) of each run.
     """
     with runtime.start(config.runtime) as here:
-        prepared = prepare_dataset(config.data)
-        height, _, channels = prepared.manifest.image_shape
-        model = build.blank_network(config, prepared.manifest)
-        sizes = build.image_sizes(config.data, height, steps)
-        per_image = {size: forward_flops(model, (size, size, channels)) for size in set(sizes)}
-        flops = TRAINING_FLOPS * config.data.batch_size * sum(per_image[size] for size in sizes)
+        flops = training_flops(config, steps)
         peak = matmul_peak(here)
     seconds = fmean(run["train"] for run in phases)
     return {
         "training_flops": flops,
         "flops_per_second": flops / seconds,
         "matmul_flops_per_second": peak,
-        "mfu": flops / seconds / peak if config.train.select == 1 else None,
+        "mfu": flops / seconds / peak,
         "data_wait_fraction": fmean(run["data_wait"] for run in phases) / seconds,
     }
+
+
+def training_flops(config: Config, steps: int) -> int:
+    """Floating-point operations of so many steps, the proxy's among them where there is one."""
+    manifest = prepare_dataset(config.data).manifest
+    height, _, channels = manifest.image_shape
+    sizes = build.image_sizes(config.data, height, steps)
+
+    def forward(of: Config) -> dict[int, int]:
+        model = build.blank_network(of, manifest)
+        return {size: forward_flops(model, (size, size, channels)) for size in set(sizes)}
+
+    train, batch = config.train, config.data.batch_size
+    network = forward(config)
+    if train.select == 1:
+        return TRAINING_FLOPS * batch * sum(network[size] for size in sizes)
+    proxy = forward(build.proxy_config(config))
+    learnt_from = batch // train.select_group * kept_of(train.select_group, train.select)
+    total = 0
+    for step, size in enumerate(sizes):
+        of_proxy = TRAINING_FLOPS if step % train.proxy_every == 0 else 1
+        total += batch * of_proxy * proxy[size] + learnt_from * TRAINING_FLOPS * network[size]
+    return total
 
 
 def matmul_peak(here: runtime.Runtime, seconds: float = 1.0) -> float:
