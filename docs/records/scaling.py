@@ -15,12 +15,12 @@ from dist_train.recipes import RECIPES
 # One A100: airbench94_muon 2.59 s for 200 steps of 2,000 images; ResNet-18 at 77 TFLOP/s of 3.3
 # GFLOP an image (its authors' figures).
 SECONDS_PER_IMAGE = {"cifar10_94": 2.59 / 200 / 2000, "resnet18": 3.3e9 / 77e12}
-LAUNCH_SECONDS = 2e-3
-"""A step of compiled code takes as long on no image at all."""
+LAUNCH_SECONDS, GRAPH_SECONDS = 2e-3, 0.3e-3
+"""A step of compiled code takes as long on no image at all: assumed, and assumed of CUDA graphs."""
 BACKWARD = 2 / 3
-"""Share of the compute during which gradients travel."""
-BUCKET_BYTES = 25e6
-"""DDP's; the last one has nothing left to hide behind."""
+"""Share of a step during which gradients travel."""
+BUCKET_BYTES = (2**20, 25 * 2**20)
+"""DDP's first bucket and the others: each takes gradients, the last layer's first, until full."""
 
 
 @dataclass(frozen=True)
@@ -39,59 +39,78 @@ NETWORKS = {
 }
 
 
-def gradient_bytes(recipe: str) -> float:
-    """What a rank sends a step, in float32."""
+def bucket_bytes(recipe: str) -> list[int]:
+    """What a rank sends a step, in float32, message by message."""
     config = RECIPES[recipe]()
     inputs = models.Inputs(10, (32, 32, 3), lambda: torch.zeros(1, 3, 32, 32))
     network = models.build(config.model.name, inputs, config.model.widths, config.model.hidden)
-    return 4.0 * sum(p.numel() for p in network.parameters() if p.requires_grad)
+    sizes = [4 * p.numel() for p in reversed([*network.parameters()]) if p.requires_grad]
+    buckets = [0]
+    for size in sizes:
+        if buckets[-1] >= BUCKET_BYTES[len(buckets) > 1]:
+            buckets.append(0)
+        buckets[-1] += size
+    return buckets
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What may be changed about a step."""
+
+    share: float = 1.0
+    """Of the gradients' bytes that is sent."""
+    every: int = 1
+    """Steps between two messages: then of weights and momenta, which hide behind nothing."""
+    launch_seconds: float = LAUNCH_SECONDS
+
+
+REMEDIES = {
+    "": Remedy(),
+    ", bf16": Remedy(share=0.5),
+    ", 8 local steps": Remedy(share=2, every=8),
+    ", CUDA graphs": Remedy(launch_seconds=GRAPH_SECONDS),
+}
 
 
 def step_seconds(
-    recipe: str, images: float, gpus: int, network: Network, *, size: float, every: int = 1
+    compute: float, buckets: list[int], gpus: int, network: Network, remedy: Remedy
 ) -> float:
-    """A step of so many images on each of the GPUs.
-
-    Args:
-        size: bytes of the gradients.
-        every: steps between two messages.
-    """
-    compute = SECONDS_PER_IMAGE[recipe] * images
+    """A step of so many seconds of compute on each of the GPUs."""
+    alone = max(compute, remedy.launch_seconds)
     if gpus == 1:
-        return max(compute, LAUNCH_SECONDS)
+        return alone
     hops = 2 * math.log2(gpus)  # a tree
 
-    def send(count: float) -> float:
-        return 2 * (gpus - 1) / gpus * count / network.bytes_per_second + hops * network.latency
+    def send(size: float) -> float:
+        wire = 2 * (gpus - 1) / gpus * size * remedy.share / network.bytes_per_second
+        return wire + hops * network.latency
 
-    hidden = 0.0 if every > 1 else BACKWARD * compute
-    exposed = max(send(size) - hidden, send(min(size, BUCKET_BYTES) / 4)) / every
-    return max(compute, LAUNCH_SECONDS) + exposed
+    if remedy.every > 1:
+        return alone + send(sum(buckets)) / remedy.every
+    # The last bucket is full when the backward pass is over.
+    return alone + max(sum(map(send, buckets)) - BACKWARD * alone, send(buckets[-1]))
 
 
 def table(recipe: str, *, weak: bool) -> str:
     """Speed-up over one GPU, by network and remedy."""
-    batch, size = RECIPES[recipe]().data.batch_size, gradient_bytes(recipe)
+    batch, buckets = RECIPES[recipe]().data.batch_size, bucket_bytes(recipe)
     counts = (8, 64, 512)
     header = " | ".join(f"{n} GPUs" for n in counts)
     lines = [
-        f"| {recipe}, {size / 1e6:.0f} MB of gradients | {header} |",
+        f"| {recipe}, {'+'.join(f'{size / 1e6:.0f}' for size in buckets)} MB of gradients "
+        f"| {header} |",
         f"|---|{'---|' * len(counts)}",
     ]
-    remedies: dict[str, tuple[float, int]] = {
-        "": (1, 1),
-        ", bf16": (0.5, 1),
-        ", 8 local steps": (2, 8),
-    }
-    one = batch / step_seconds(recipe, batch, 1, NETWORKS["NVLink"], size=size)
+    one = step_seconds(SECONDS_PER_IMAGE[recipe] * batch, buckets, 1, NETWORKS["NVLink"], Remedy())
     for name, network in NETWORKS.items():
-        for remedy, (factor, every) in remedies.items():
+        for said, remedy in REMEDIES.items():
             cells = []
             for n in counts:
-                images = batch if weak else batch / n
-                seconds = step_seconds(recipe, images, n, network, size=factor * size, every=every)
-                cells.append(f"{images * n / seconds / one:.1f}")
-            lines.append(f"| {name}{remedy} | {' | '.join(cells)} |")
+                share = 1.0 if weak else 1 / n  # of the batch, on each GPU
+                compute = SECONDS_PER_IMAGE[recipe] * batch * share
+                seconds = step_seconds(compute, buckets, n, network, remedy)
+                cells.append(f"{share * n * one / seconds:.1f}")
+            lines.append(f"| {name}{said} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
