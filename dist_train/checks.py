@@ -103,8 +103,12 @@ def check_optim(optim: OptimConfig) -> None:
     at_least("--optim.patience", optim.patience, 0)
     at_least("--optim.backbone_learning_rate", optim.backbone_learning_rate or 0.0, 0)
     require(
-        not (optim.optimizer == "sgd" and optim.nesterov and optim.momentum == 0),
+        not (optim.optimizer in ("sgd", "muon") and optim.nesterov and optim.momentum == 0),
         "--optim.nesterov: is a form of momentum; give --optim.momentum, or --optim.nesterov false",
+    )
+    require(
+        not (optim.optimizer in ("adam", "adamw") and optim.momentum == 1),
+        f"--optim.momentum 1: {optim.optimizer} takes 0 to below 1",
     )
     require(
         not (optim.schedule == "exponential" and optim.final_fraction == 0),
@@ -169,6 +173,11 @@ def check_together(config: Config) -> None:
         f"--model.batch_norm_group {group}; set one of them to its default",
     )
     require(
+        train.accumulate == 1 or not config.runtime.cuda_graphs,
+        f"--train.accumulate {train.accumulate}: not tried with --runtime.cuda_graphs true; leave "
+        "one of them out",
+    )
+    require(
         not model.sync_batch_norm or config.runtime.compile is False,
         "--model.sync_batch_norm true: torch cannot compile it; add --runtime.compile false, or "
         "use --model.batch_norm_group, which does the same for any world size",
@@ -187,6 +196,10 @@ def check_selection(config: Config) -> None:
     )
     require(
         not (data.mixup or data.cutmix), f"{flag}: goes with neither --data.mixup nor --data.cutmix"
+    )
+    require(
+        config.model.target is None,
+        f"{flag}: needs a narrower network of the same kind, which --model.target has none of",
     )
     kept, group = round(train.select * train.select_group), config.model.batch_norm_group
     require(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dist_train import __version__, options
+from dist_train.checks import at_least
 from dist_train.errors import Preempted, UserError
 
 EXPORT_FORMATS = ("safetensors", "torchscript", "torch_export", "onnx")
@@ -211,8 +212,8 @@ def sweep(arguments: Sequence[str]) -> None:
     own, rest = parser.parse_known_args(arguments)
     for name in ("seeds", "sample", "parallel"):
         value = getattr(own, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected 1 or more")
+        if value is not None:
+            at_least(f"--{name}", value, 1)
     from dist_train.sweep import sweep as run
 
     run(rest, seeds=own.seeds, sample=own.sample, parallel=own.parallel, slurm=own.slurm)

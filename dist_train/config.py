@@ -211,6 +211,8 @@ class RuntimeConfig:
     """Autocast type; `auto`: what accelerate asks for, else bf16 where the hardware has it."""
     compile: bool | None = None
     """torch.compile the step; `auto`: what accelerate asks for, else on CUDA only."""
+    cuda_graphs: bool = False
+    """Replay the compiled step as CUDA graphs, for steps shorter than their kernels' launches."""
     threads: int | None = None
     """CPU threads per process; unset: $OMP_NUM_THREADS (but not the 1 that launchers set), else the
     cores shared out."""

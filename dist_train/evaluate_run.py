@@ -1,7 +1,6 @@
 """`dist-train eval`: a finished run judged again."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.evaluate import evaluate, look_again
 from dist_train.optim.losses import probabilities
-from dist_train.trained import load_trained
+from dist_train.trained import load_trained, wherever
 
 
 def evaluate_run(
@@ -32,8 +31,7 @@ def evaluate_run(
     """
     trained = load_trained(folder)
     config = trained.config
-    settings = replace(config.runtime, device="auto", compile=False)
-    with runtime.start(settings) as here:
+    with runtime.start(wherever(config.runtime)) as here:
         prepared = prepare_dataset(config.data)
         if prepared.manifest.classes != trained.manifest.classes:
             raise UserError(

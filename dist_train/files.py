@@ -25,7 +25,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space, or choose another --output"
+            f"cannot write {path}: {error.strerror}; free some space, or choose another folder"
         ) from error
 
 

@@ -98,6 +98,7 @@ class Learner:
             with_gradient_norm: whether `progress` is told of it.
         """
         settings, size, total_steps = self.config.train, self.sizes[step], len(self.sizes)
+        self.here.begin_step()
         set_learning_rates(self.optimizers, self.config.optim, step, total_steps)
         self._weigh_statistics(batch.share)
         seen = batch.global_size
@@ -112,7 +113,7 @@ class Learner:
                     loss = loss * part.share
                 with profiler.part("backward"):
                     self.scaler.scale(loss).backward()
-            outcomes.append((loss.detach(), correct))
+            outcomes.append((loss.detach(), correct.clone()))  # a CUDA graph would write over it
         with profiler.part("optimizer"):
             norm_of_gradient = update(
                 self.optimizers,
@@ -176,17 +177,18 @@ class Learner:
         """Compiles forward and backward for image sizes; weights and buffers stay as they are."""
         self._weigh_statistics(batch.share)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        for size in sizes:
+        passes = 3 if self.here.cuda_graphs else 1  # eager, recorded, and replayed
+        for size in [size for size in sizes for _ in range(passes)]:
+            self.here.begin_step()
             chosen = batch if self.selector is None else self.selector.warm_up(batch, size)
             parts = chosen.parts(self.config.train.accumulate)
             for part in parts:
                 with self.here.summing(self.objective, now=part is parts[-1]):
                     loss, _ = self.objective(part.images, part.labels, part.draws, size)
                     (loss * 0).backward()
+            self.model.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        for parameter in self.model.parameters():
-            parameter.grad = None
         self.here.synchronize()
 
     def _weigh_statistics(self, share: float) -> None:

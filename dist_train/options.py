@@ -10,6 +10,7 @@ import argparse
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -92,15 +93,20 @@ def as_given(arguments: Sequence[str], prog: str, own: str = "") -> tuple[str, d
     return given.pop("recipe"), given
 
 
-def all_options(section: Any = Config, prefix: str = "") -> Iterator[Option]:
-    """Every field of a config class, sections resolved."""
+@cache
+def all_options() -> tuple[Option, ...]:
+    """Every field of the config, sections resolved."""
+    return tuple(_options(Config, ""))
+
+
+def _options(section: Any, prefix: str) -> Iterator[Option]:
     from docstring_parser import parse_from_object
 
     help_of = {p.arg_name: p.description or "" for p in parse_from_object(section).params}
     types = get_type_hints(section)
     for field in fields(section):
         if is_dataclass(types[field.name]):
-            yield from all_options(types[field.name], f"{prefix}{field.name}.")
+            yield from _options(types[field.name], f"{prefix}{field.name}.")
         elif field.name != "recipe":
             yield Option(prefix + field.name, types[field.name], help_of.get(field.name, ""))
 

@@ -29,16 +29,17 @@ def augmented_samples(config: Config, path: str) -> None:
     prepared = prepare_dataset(config.data)
     shape = prepared.manifest.image_shape
     augment = build.augmentation(config.data, prepared.manifest)
-    images = torch.from_numpy(beton.read_images(prepared.train))
-    first = Order(np.arange(len(images)), ROWS, config.seed).epoch(0)[: 2 * ROWS]
+    samples = np.arange(prepared.manifest.train.samples)
+    first = Order(samples, ROWS, config.seed).epoch(0)[: 2 * ROWS]
     # With mix-up or CutMix, the second half are the partners of the first.
     ids = first if augment.policy.mixes else first[:ROWS]
-    columns = [images[ids[:ROWS]]]
+    images = torch.from_numpy(beton.read_some(prepared.train, ids))
+    columns = [images[:ROWS]]
     for epoch in range(EPOCHS):
         draws = draw(
             augment.policy, ids, seed=config.seed, epoch=epoch, image_size=(shape[0], shape[1])
         )
-        columns.append(as_bytes(augment(images[ids], torch.from_numpy(draws)), augment))
+        columns.append(as_bytes(augment(images, torch.from_numpy(draws)), augment))
     write_png(columns, Path(path))
 
 

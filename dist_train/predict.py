@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from dist_train import runtime
+from dist_train.checks import at_least
 from dist_train.data.images import find_images, parse_colour, read_image
 from dist_train.errors import UserError
 from dist_train.evaluate import predict
 from dist_train.optim.losses import probabilities
 from dist_train.runtime import Runtime
-from dist_train.trained import Trained, load_trained
+from dist_train.trained import Trained, load_trained, wherever
 
 log = logging.getLogger("dist_train")
 
@@ -55,14 +56,12 @@ def predict_images(
     Raises:
         UserError: no such run, no images, or none of them can be read.
     """
-    if top < 1:
-        raise UserError(f"--top {top}: expected 1 or more")
+    at_least("--top", top, 1)
     colour = parse_colour(background)
     files = find_images(paths)
     trained = load_trained(run)
     predicted = 0
-    settings = replace(trained.config.runtime, device="auto", compile=False)
-    with runtime.start(settings) as here, ThreadPoolExecutor() as pool:
+    with runtime.start(wherever(trained.config.runtime)) as here, ThreadPoolExecutor() as pool:
         trained.augment.to(here.device)
         here.place(trained.model)
         for start in range(0, len(files), BATCH_SIZE):

@@ -259,8 +259,8 @@ def damaged(path: Path, error: Exception) -> UserError:
     )
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """A JSON object to a file, atomically."""
+def write_json(path: Path, values: Any) -> None:
+    """Plain values to a JSON file, atomically."""
     write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 

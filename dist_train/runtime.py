@@ -42,12 +42,13 @@ class Runtime:
 
     device: torch.device
     rank: int
-    local_rank: int
     world_size: int
     precision: str
     """fp32, bf16 or fp16: autocast's type; weights stay float32."""
     compile_backend: str | None
     """torch.compile's backend; None: eager."""
+    cuda_graphs: bool
+    """Whether compiled code is recorded and replayed."""
     timeout: timedelta
     """How long ranks wait for each other."""
     heartbeat: Heartbeat
@@ -123,7 +124,13 @@ class Runtime:
     def compile(self, module: nn.Module) -> None:
         """Compiles in place, so that state dicts keep their keys; does nothing when eager."""
         if self.compile_backend is not None:
-            module.compile(backend=self.compile_backend, dynamic=False)
+            mode = "reduce-overhead" if self.cuda_graphs else None
+            module.compile(backend=self.compile_backend, mode=mode, dynamic=False)
+
+    def begin_step(self) -> None:
+        """From here on CUDA graphs may write over what they returned in the step before."""
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
@@ -220,6 +227,11 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     cpu = is_for_cpu(settings.device, processes=processes)
     precision = resolve_precision(settings.precision, cpu=cpu)
     backend = resolve_compile(settings.compile, cpu=cpu)
+    if settings.cuda_graphs and (cpu or backend != "inductor"):
+        raise UserError(
+            "--runtime.cuda_graphs true: they are of a compiled step on a GPU; here the device is "
+            f"{'cpu' if cpu else 'cuda'} and the compiler {backend or 'none'}"
+        )
     timeout = timedelta(seconds=settings.timeout_seconds)
     try:
         join_again("gloo" if cpu else "nccl", timeout)
@@ -254,10 +266,10 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             ),
             device=state.device,
             rank=state.process_index,
-            local_rank=state.local_process_index,
             world_size=state.num_processes,
             precision=precision,
             compile_backend=backend,
+            cuda_graphs=settings.cuda_graphs,
         )
 
 

@@ -73,9 +73,10 @@ class Selector:
 
     def warm_up(self, batch: Batch, size: int) -> Batch:
         """Compiles both ways of looking at a batch; the proxy's weights stay as they are."""
-        losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
+        losses, right = self.step(batch.images, batch.labels, batch.draws, size)
         (losses.mean() * 0).backward()
         self.step.zero_grad()
+        del losses, right  # while they live, CUDA graphs record the other way as one that follows
         with torch.no_grad():
             losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
         return self._kept(batch, losses)

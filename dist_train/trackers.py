@@ -36,7 +36,6 @@ def start_trackers(trainer: Trainer) -> Trackers:
     chosen: list[Tracker] = [
         JsonLines(folder / "metrics.jsonl", resumed_step=trainer.step),
         Console(
-            name=folder.name,
             first_step=trainer.step,
             total_steps=total_steps,
             steps_per_epoch=trainer.steps_per_epoch,

@@ -1,6 +1,6 @@
 """A finished run's model, from the run's directory alone: the data set need not be there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dist_train import build, runs
-from dist_train.config import Config
+from dist_train.config import Config, RuntimeConfig
 from dist_train.data.augment import Augment
 from dist_train.data.prepare import Manifest, parse_manifest
 from dist_train.errors import UserError
@@ -26,6 +26,11 @@ class Trained:
     """uint8 (n, H, W, C) to the model's input; called without draws it only normalises."""
     model: nn.Module
     """Normalised float32 (n, C, H, W) to logits (n, classes)."""
+
+
+def wherever(settings: RuntimeConfig) -> RuntimeConfig:
+    """To use a model with: what is here need not be what it was trained on."""
+    return replace(settings, device="auto", compile=False, cuda_graphs=False)
 
 
 def load_trained(folder: Path) -> Trained:

@@ -58,6 +58,16 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
             "resnet9 --model.sync_batch_norm true",
             ["--model.sync_batch_norm", "--runtime.compile false"],
         ),
+        ("quickstart --optim.momentum 0", ["--optim.nesterov", "--optim.momentum"]),
+        ("vit --optim.momentum 1", ["--optim.momentum 1", "adamw"]),
+        (
+            "cifar10_96 --model.target a.py:net",
+            ["--train.select 0.5", "narrower", "--model.target"],
+        ),
+        (
+            "quickstart --train.accumulate 2 --runtime.cuda_graphs true",
+            ["--train.accumulate 2", "--runtime.cuda_graphs true"],
+        ),
         ("cifar10_96 --train.local_steps 4", ["--train.local_steps 4", "--train.select 0.5"]),
     ],
 )

@@ -35,11 +35,13 @@ def on_gpu(small: Config) -> Config:
     """Ten steps of a network with all that is special about the fast ones, at small rates."""
     return replace(
         small,
-        data=replace(small.data, resolutions=(24,), resolution_until=(0.5,), drop_last=True),
+        data=replace(
+            small.data, cutout=8, resolutions=(24,), resolution_until=(0.5,), drop_last=True
+        ),
         model=ModelConfig(name="whitened", widths=(8, 16, 16), batch_norm_group=16),
         optim=OptimConfig(
             optimizer="muon", learning_rate=0.01, bias_learning_rate=0.01,
-            muon_learning_rate=0.001, nesterov=True,
+            muon_learning_rate=0.001, nesterov=True, gradient_clip=10.0,
         ),
         train=replace(small.train, max_steps=10, average_tail=0.3),
         runtime=replace(small.runtime, device=DEVICE, compile=False),
@@ -108,10 +110,23 @@ def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config) -> No
 
 
 @pytest.mark.slow
-def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(on_gpu: Config) -> None:
-    compiled = replace(on_gpu, name="compiled", runtime=replace(on_gpu.runtime, compile=True))
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
+    on_gpu: Config, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    if graphs and DEVICE == "cpu":
+        pytest.skip("for GPUs only")
+    runtime = replace(on_gpu.runtime, compile=True, cuda_graphs=graphs)
+    compiled = replace(on_gpu, name="compiled", runtime=runtime)
     train(on_gpu)
+    # What cannot be recorded is an error, not run without a word; how much of it could be counts.
+    monkeypatch.setattr("torch._inductor.config.triton.cudagraph_or_error", graphs)
+    recorded = "cudagraph_recorded_non_static_inputs"
+    before = counters["inductor"][recorded]
     assert train(compiled)["seconds"]["compile"] > 0
+    assert (counters["inductor"][recorded] > before) == graphs
     assert losses(compiled) == pytest.approx(losses(on_gpu), rel=5e-3)
 
 

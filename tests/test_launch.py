@@ -1,12 +1,15 @@
 """Files in launch/ that W&B reads: a sweep, and a dashboard."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, run
+from tests.conftest import REPOSITORY, SMALL, run, summary
 
 
 def test_the_sweep_starts_runs_that_our_command_line_accepts(
@@ -48,6 +51,24 @@ def test_the_sweep_starts_runs_that_our_command_line_accepts(
     assert set(sweep["parameters"]) <= found.keys()
     # What it is judged by is what a run with held-out images logs.
     assert sweep["metric"]["name"] == "validation/best_accuracy"
+
+
+@pytest.mark.slow
+def test_two_machines_train_over_a_slow_wire(tmp_path: Path, cache: Path) -> None:
+    if not (shutil.which("ip") and shutil.which("tc")):
+        pytest.skip("needs iproute2")
+    namespace = f"probe{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", namespace]).returncode:
+        pytest.skip("needs root")
+    subprocess.run(["ip", "netns", "del", namespace], check=True)
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "4"]
+    where = ["--output", str(tmp_path), "--name", "run"]
+    done = run("launch/slow_link.sh", "100mbit", *flags, *where, cwd=REPOSITORY)
+    assert done.returncode == 0
+    assert summary(tmp_path / "run")["world_size"] == 2
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    assert "slow" not in left.stdout
+    assert run("launch/slow_link.sh", cwd=REPOSITORY).returncode == 2
 
 
 def test_the_dashboard_shows_what_runs_log() -> None:

@@ -90,10 +90,12 @@ def test_help_explains_every_flag(tmp_path: Path) -> None:
         assert recipe in done.stdout
 
 
-def test_show_images_draws_what_the_model_sees(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_show_images_draws_what_the_model_sees(storage: str, tmp_path: Path, cache: Path) -> None:
     from PIL import Image
 
     flags = ["--data.dataset", "shapes", "--data.train_samples", "500", "--data.cache", str(cache)]
+    flags += ["--data.storage", storage]
     done = dist_train("show", "cnn2", *flags, "--images", "grid.png", cwd=tmp_path)
     assert done.returncode == 0
     with Image.open(tmp_path / "grid.png") as picture:

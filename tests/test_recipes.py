@@ -14,7 +14,7 @@ from dist_train.train import train
 from tests.conftest import SMALL, dist_train, summary, torchrun
 
 NARROW = {
-    "resnet18": ["--model.widths", "8,8,8,8"],
+    "resnet18": ["--model.widths", "8,8,8,8", "--model.batch_norm_group", "0"],
     "resnet34": ["--model.widths", "8,8,8,8"],
     "resnet50": ["--model.widths", "8,8,8,8"],
     "wide_resnet28_10": ["--model.widths", "8,8,8,8"],

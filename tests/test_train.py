@@ -1,24 +1,28 @@
 """The loop, end to end: the same curve on any world size, with any loader, after any resume."""
 
+import io
 import json
 import math
 import shutil
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from dist_train import build
 from dist_train.config import (
     CheckpointConfig,
     Config,
     ModelConfig,
     OptimConfig,
 )
+from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.evaluate_run import evaluate_run
 from dist_train.train import train
@@ -115,6 +119,21 @@ def test_the_last_weights_are_averaged_with_their_neighbours(small: Config) -> N
             torch.testing.assert_close(mean, (before[name] + last[name]) / 2)
 
 
+def test_filters_are_learnt_from_jpeg_as_well(small: Config) -> None:
+    def strongest(storage: Literal["raw", "jpeg"]) -> torch.Tensor:
+        config = replace(small, data=replace(small.data, storage=storage, loader="auto"))
+        prepared = prepare_dataset(config.data)
+        augment = build.augmentation(config.data, prepared.manifest)
+        network = build.network(config, prepared, augment)
+        return network.state_dict()["0.weight"][0].flatten()
+
+    small = replace(small, model=ModelConfig(name="whitened", widths=(8, 8, 8)))
+    of_raw, of_jpeg = strongest("raw"), strongest("jpeg")
+    assert not torch.equal(of_raw, of_jpeg)
+    alike = torch.cosine_similarity(of_raw, of_jpeg, dim=0)
+    assert alike.abs() > 0.99  # an eigenvector has either sign
+
+
 def test_a_run_on_the_hardest_samples_goes_on_exactly(small: Config) -> None:
     small = replace(
         small,
@@ -134,6 +153,29 @@ def test_a_run_on_the_hardest_samples_goes_on_exactly(small: Config) -> None:
     assert whole["test_accuracy_tta"] is not None
     evaluated = evaluate_run(folder(small))
     assert evaluated["test_accuracy_tta"] == whole["test_accuracy_tta"]
+
+
+def test_the_proxy_learns_every_so_many_steps(small: Config) -> None:
+    small = replace(
+        small,
+        data=replace(small.data, drop_last=True),
+        model=ModelConfig(name="whitened", widths=(8, 8, 8)),
+        optim=replace(small.optim, schedule="constant", warmup=0.0),
+        checkpoint=CheckpointConfig(every_steps=1, keep=10),
+        train=replace(
+            small.train, max_steps=7, select=0.5, select_group=32, proxy_widths=(4, 4, 4),
+            proxy_every=3,
+        ),
+    )  # fmt: skip
+    train(small)
+    heads = [
+        torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)["proxy"]["model"][
+            "26.weight"
+        ]
+        for path in sorted((folder(small) / "checkpoints").glob("step-*.pt"))
+    ]
+    learnt = [not torch.equal(a, b) for a, b in pairwise(heads)]
+    assert learnt == [False, False, True, False, False, True]  # steps 2 to 7; the first is before
 
 
 def test_a_rate_that_looks_at_the_results_goes_on_exactly(small: Config) -> None:
@@ -272,7 +314,7 @@ SLOW_MUON = [
 CURVES = {
     "without_norm": ["cnn3", "--optim.learning_rate", "0.02"],
     "grouped_norm": [
-        *("resnet9", "--model.widths", "8,8,8,8", "--model.batch_norm_group", "16"),
+        *("resnet18_95", "--model.widths", "4,8,8,8", "--model.batch_norm_group", "16"),
         *("--optim.learning_rate", "0.0001"),
     ],
     "cutmix_and_dropout": [
@@ -281,8 +323,8 @@ CURVES = {
     ],
     "cifar10_94": ["cifar10_94", *SLOW_MUON],
     "muon_on_the_hardest": [
-        *("cifar10_96", *SLOW_MUON, "--data.drop_last", "true"),
-        *("--train.select_group", "32", "--train.proxy_widths", "4,8,8"),
+        *("cifar10_96", *SLOW_MUON, "--data.drop_last", "true", "--model.batch_norm_group", "8"),
+        *("--train.select_group", "16", "--train.proxy_widths", "4,8,8"),
     ],
 }
 
@@ -296,7 +338,8 @@ def test_the_curve_does_not_depend_on_the_world_size(
         *(recipe, *SMALL, "--data.cache", str(cache), "--optim.warmup", "0"),
         *("--train.max_steps", "10", "--train.log_every", "1", "--data.drop_last", "false", *own),
     ]
-    worlds = {"grouped_norm": (1, 2, 3), "cifar10_94": (1, 2, 4)}.get(curve, (1, 2))
+    four = dict.fromkeys(("cifar10_94", "muon_on_the_hardest"), (1, 2, 4))
+    worlds = {"grouped_norm": (1, 2, 3), **four}.get(curve, (1, 2))
     runs = [tmp_path / "runs" / f"world{world}" for world in worlds]
     for world, run_folder in zip(worlds, runs, strict=True):
         done = torchrun(world, "train", *flags, "--name", run_folder.name, cwd=tmp_path)
@@ -309,6 +352,9 @@ def test_the_curve_does_not_depend_on_the_world_size(
             assert b["train/accuracy"] == pytest.approx(a["train/accuracy"], abs=0.02), other
         # Running statistics are part of what must not differ.
         assert summary(other)["test_loss"] == pytest.approx(summary(one)["test_loss"], abs=1e-4)
+        again = summary(one)["test_accuracy_tta"]
+        if again is not None:  # of 100 images
+            assert summary(other)["test_accuracy_tta"] == pytest.approx(again, abs=0.011)
 
 
 def test_ranks_that_meet_after_each_step_draw_the_curve_of_shared_gradients(
@@ -335,6 +381,22 @@ def test_ranks_that_meet_after_each_step_draw_the_curve_of_shared_gradients(
         assert torchrun(2, "train", *flags, *more, cwd=tmp_path).returncode == 0
         losses_of[steps] = metrics(tmp_path / "runs" / f"each-{steps}")[-1]["train/loss"]
     assert losses_of["100"] != pytest.approx(losses_of["1"], rel=1e-3)
+
+
+def test_compressed_gradients_are_the_same_but_for_rounding(tmp_path: Path, cache: Path) -> None:
+    flags = [
+        *("cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "8"),
+        *("--train.log_every", "1", "--optim.learning_rate", "0.02", "--optim.warmup", "0"),
+    ]
+    curves = {}
+    for kind in ("none", "bf16"):
+        more = ["--name", f"to-{kind}", "--runtime.gradient_compression", kind]
+        assert torchrun(2, "train", *flags, *more, cwd=tmp_path).returncode == 0
+        curves[kind] = [line["train/loss"] for line in metrics(tmp_path / "runs" / f"to-{kind}")]
+    exact, rounded = curves["none"], curves["bf16"]
+    assert rounded[0] == exact[0]
+    assert rounded[1:] != exact[1:]
+    assert rounded == pytest.approx(exact, rel=1e-2)
 
 
 @pytest.mark.parametrize("average", ["ema", "average_tail"])

@@ -45,28 +45,27 @@ class Batch:
 
     def parts(self, count: int) -> list["Batch"]:
         """This batch in at most `count` parts, for gradient accumulation; shares add up."""
+        halves = 2 if self.mixed else 1
+        samples = len(self.images) // halves
+        count = min(count, samples)
         if count == 1:
             return [self]
-        samples = len(self.images) // (2 if self.mixed else 1)
-        pieces = torch.arange(samples).tensor_split(min(count, samples))
-        return [self._part(piece) for piece in pieces]
 
-    def _part(self, own: Tensor) -> "Batch":
-        chosen = slice(int(own[0]), int(own[-1]) + 1)
+        def cut(tensor: Tensor) -> list[Tensor]:
+            pieces = (half.tensor_split(count) for half in tensor.chunk(halves))
+            return [torch.cat(piece) for piece in zip(*pieces, strict=True)]
 
-        def cut(tensor: Tensor) -> Tensor:
-            halves = tensor.chunk(2) if self.mixed else (tensor,)
-            parts = [half[chosen] for half in halves]
-            return torch.cat(parts) if self.mixed else parts[0]
-
-        samples = len(self.images) // (2 if self.mixed else 1)
-        return replace(
-            self,
-            images=cut(self.images),
-            labels=cut(self.labels),
-            draws=cut(self.draws),
-            share=self.share * len(own) / samples,
-        )
+        columns = zip(cut(self.images), cut(self.labels), cut(self.draws), strict=True)
+        return [
+            replace(
+                self,
+                images=images,
+                labels=labels,
+                draws=draws,
+                share=self.share * len(labels) / len(self.labels),
+            )
+            for images, labels, draws in columns
+        ]
 
 
 @dataclass(frozen=True, slots=True)

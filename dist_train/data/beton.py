@@ -12,6 +12,7 @@ allocation table, to the end of the file. Source: ffcv/writer.py, types.py, memo
 import os
 from collections.abc import Iterator
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -49,32 +50,15 @@ def read_labels(path: Path) -> Int64:
     return np.ascontiguousarray(_read_records(path)[0]["label"], dtype=np.int64)
 
 
-def read_images(path: Path, count: int | None = None) -> UInt8:
-    """The first `count` (all) images of a raw file, uint8 (N, H, W, C), in memory of their own.
+def read_images(path: Path) -> UInt8:
+    """All images of a raw file, uint8 (N, H, W, C), in memory of their own.
 
     Raises UserError when the file is damaged or holds JPEG.
     """
-    records, arguments = _read_records(path)
-    records = records[:count]
-    if records.dtype == _IMAGE_RECORD:
-        image = records["image"]
-        if np.any(image["mode"] != _RAW):
-            raise UserError(f"{path}: holds JPEG, expected raw pixels; use --data.loader stream")
-        shape = (int(image["height"][0]), int(image["width"][0]), 3)
-    else:
-        image = records
-        height, width, channels = arguments[:24].view("<u8").tolist()
-        shape = (height, width, channels)
-    images = np.empty((len(records), *shape), np.uint8)
-    size = images[0].nbytes
-    # A run of neighbours in the file is read at once: a page, in files of ours.
-    starts = [0, *(np.flatnonzero(np.diff(image["data_ptr"].astype(np.int64)) != size) + 1)]
-    with path.open("rb") as file:
-        for start, end in zip(starts, [*starts[1:], len(records)], strict=True):
-            file.seek(int(image["data_ptr"][start]))
-            if file.readinto(images[start:end]) != (end - start) * size:  # type: ignore[arg-type]
-                raise _damaged(path)
-    return images
+    image, shape = _places(path)
+    if _hold_jpeg(image):
+        raise UserError(f"{path}: holds JPEG, expected raw pixels; use --data.loader stream")
+    return _read_raw(path, image, shape)
 
 
 def read_some(path: Path, ids: Int64) -> UInt8:
@@ -82,22 +66,44 @@ def read_some(path: Path, ids: Int64) -> UInt8:
 
     Raises UserError when the file is damaged.
     """
-    records, arguments = _read_records(path)
-    colour = records.dtype == _IMAGE_RECORD
-    image = (records["image"] if colour else records)[ids]
-    if colour:
-        shape = (int(image["height"][0]), int(image["width"][0]), 3)
-    else:
-        shape = tuple(arguments[:24].view("<u8").tolist())
+    places, shape = _places(path)
+    image = places[ids]
+    if not _hold_jpeg(image):
+        return _read_raw(path, image, shape)
     images = np.empty((len(ids), *shape), np.uint8)
     with path.open("rb") as file:
-        for pixels, start, record in zip(images, image["data_ptr"], image, strict=True):
+        for pixels, start in zip(images, image["data_ptr"], strict=True):
             file.seek(int(start))
-            if colour and record["mode"] != _RAW:
-                pixels[:] = np.asarray(Image.open(BytesIO(file.read(2 * pixels.nbytes))))
-            elif file.readinto(pixels) != pixels.nbytes:  # type: ignore[arg-type]
+            pixels[:] = np.asarray(Image.open(BytesIO(file.read(2 * pixels.nbytes))))
+    return images
+
+
+def _read_raw(path: Path, image: np.ndarray[Any, Any], shape: tuple[int, ...]) -> UInt8:
+    images = np.empty((len(image), *shape), np.uint8)
+    if not len(image):
+        return images
+    size = prod(shape)
+    # A run of neighbours in the file is read at once: a page, in files of ours.
+    starts = [0, *(np.flatnonzero(np.diff(image["data_ptr"].astype(np.int64)) != size) + 1)]
+    with path.open("rb") as file:
+        for start, end in zip(starts, [*starts[1:], len(image)], strict=True):
+            file.seek(int(image["data_ptr"][start]))
+            if file.readinto(images[start:end]) != (end - start) * size:  # type: ignore[arg-type]
                 raise _damaged(path)
     return images
+
+
+def _hold_jpeg(image: np.ndarray[Any, Any]) -> bool:
+    return image.dtype == _IMAGE and bool(np.any(image["mode"] != _RAW))
+
+
+def _places(path: Path) -> tuple[np.ndarray[Any, Any], tuple[int, ...]]:
+    """Where each image is, and the shape of all."""
+    records, arguments = _read_records(path)
+    if records.dtype == _IMAGE_RECORD:
+        image = records["image"]
+        return image, (int(image["height"][0]), int(image["width"][0]), 3)
+    return records, tuple(arguments[:24].view("<u8").tolist())
 
 
 def _read_records(path: Path) -> tuple[np.ndarray[Any, Any], UInt8]:

@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock
 
 from dist_train.config import DataConfig
 from dist_train.data import catalog
 from dist_train.data.beton import (
-    Int64,
     Storage,
-    UInt8,
     channel_statistics,
     check,
     sync,
@@ -28,28 +25,6 @@ from dist_train.errors import UserError
 log = logging.getLogger("dist_train")
 
 _HASHED_UP_TO = 4 << 30
-
-
-class SplitLike(Protocol):
-    """`images`: uint8 (N, H, W, C), C in {1, 3}; `labels`: int64 (N,)."""
-
-    @property
-    def images(self) -> UInt8: ...
-    @property
-    def labels(self) -> Int64: ...
-
-
-class DatasetLike(Protocol):
-    """A training and a test split, and the names of the classes."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def train(self) -> SplitLike: ...
-    @property
-    def test(self) -> SplitLike: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +118,7 @@ def folder_of(cache: Path, dataset: str, key: str, storage: str) -> Path:
 
 
 def prepare(
-    load: Callable[[], DatasetLike], folder: Path, *, storage: Storage = "raw", key: str = ""
+    load: Callable[[], catalog.Dataset], folder: Path, *, storage: Storage = "raw", key: str = ""
 ) -> Prepared:
     """Return the data set in `folder`, converting what `load` returns if it is not there yet.
 
@@ -208,7 +183,7 @@ def _inspect(folder: Path, storage: Storage, key: str) -> tuple[Prepared | None,
     return Prepared(folder, manifest), ""
 
 
-def _convert(dataset: DatasetLike, folder: Path, storage: Storage, key: str) -> Prepared:
+def _convert(dataset: catalog.Dataset, folder: Path, storage: Storage, key: str) -> Prepared:
     """Write both files, then the manifest that makes them count."""
     # Large files are not hashed later on: no old manifest may vouch for new files.
     (folder / "manifest.json").unlink(missing_ok=True)

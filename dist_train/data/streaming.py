@@ -66,7 +66,7 @@ class StreamLoader:
         if device.type == "cuda":
             self._copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._used: list[torch.cuda.Event | None] = [None] * _SLOTS
-        with _ffcv_contained():
+        with ffcv_contained():
             begin_thread = _thread_beginning(threads, self._copy_stream)
             self._samples, self._decode = _decoder(path, batch_size, threads)
         self._executor = ThreadPoolExecutor(1, "stream", begin_thread)
@@ -161,7 +161,7 @@ def _closed(ids: Ids, slot: int) -> torch.Tensor:
 
 
 @contextmanager
-def _ffcv_contained() -> Iterator[None]:
+def ffcv_contained() -> Iterator[None]:
     """Keep to FFCV what it does to the process when it is imported and when it builds a Loader.
 
     It sets torch's intra-op threads as it sets its own, and uses deprecated modules.

@@ -62,10 +62,7 @@ def of_this_machine(config: Config, here: Launch) -> Iterator[Finding]:
     yield machine.data(config.data)
     yield from machine.disk("cache", Path(config.data.cache), flag="--data.cache")
     yield from machine.disk("output", Path(config.output), flag="--output")
-    if probed.get("torch", {"error": True})["error"]:
-        yield skipped("W&B", "torch cannot be imported")
-    else:
-        yield machine.wandb(config.tracking.wandb)
+    yield machine.wandb(config.tracking.wandb)
     yield launch.geometry(
         here, gpus=len(gpus["names"]) if gpus else 0, device=config.runtime.device
     )

@@ -1,7 +1,6 @@
 """Checks of one machine: software, GPUs, data, disks and W&B."""
 
 import json
-import netrc
 import os
 import shutil
 import subprocess
@@ -14,8 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from dist_train import nvidia
 from dist_train.config import DataConfig
@@ -25,9 +23,7 @@ from dist_train.data.prepare import find_prepared
 from dist_train.doctor import probe
 from dist_train.doctor.finding import Finding, failed, ok, skipped
 from dist_train.errors import UserError
-
-if TYPE_CHECKING:
-    from dist_train.tracking.wandb_setup import Mode
+from dist_train.tracking.wandb_setup import Mode, api_key, choose_mode, server
 
 PACKAGES = ("torch", "torchvision", "ffcv", "accelerate", "wandb")
 OLDEST_PYTHON = (3, 11)  # pyproject.toml
@@ -168,10 +164,8 @@ def disk(name: str, folder: Path, *, flag: str) -> Iterator[Finding]:
         yield ok(f"{name} space", found)
 
 
-def wandb(mode: "Mode") -> Finding:
+def wandb(mode: Mode) -> Finding:
     """Whether W&B is to be reached, and takes the login."""
-    from dist_train.tracking.wandb_setup import choose_mode  # imports torch
-
     try:
         chosen = choose_mode(mode)
     except UserError as error:
@@ -181,8 +175,7 @@ def wandb(mode: "Mode") -> Finding:
     if chosen == "offline":
         why = "as asked for" if mode == "offline" else "no login, see `wandb login`"
         return skipped("W&B", f"runs are logged offline: {why}")
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
-    key = wandb_key(urlsplit(url).hostname or "")
+    url, key = server(), api_key()
     if key is None:
         return failed("W&B", f"no login for {url}", "`wandb login`, or --tracking.wandb offline")
     headers = {
@@ -207,15 +200,3 @@ def wandb(mode: "Mode") -> Finding:
     if not viewer:
         return failed("W&B", f"{url} does not take the login", "`wandb login --relogin`")
     return ok("W&B", f"logged in as {viewer['username']} at {url}")
-
-
-def wandb_key(host: str) -> str | None:
-    """The API key of a login, from where W&B keeps it."""
-    if key := os.environ.get("WANDB_API_KEY"):
-        return key
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        login = netrc.netrc(path).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return login[2] if login else None

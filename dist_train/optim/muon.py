@@ -89,7 +89,8 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     """Nearly the orthogonal factor of each matrix: float32 (n, rows, columns), same shape.
 
     A quintic Newton-Schulz iteration in bfloat16, with coefficients that trade exactness for
-    speed: singular values end between about 0.7 and 1.2 (source: the Muon write-up above).
+    speed: singular values end near one (source: the Muon write-up above, which takes five steps;
+    airbench takes three, after which the smallest are still well below).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()

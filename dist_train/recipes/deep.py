@@ -20,10 +20,14 @@ def resnet18() -> Config:
 def resnet18_95() -> Config:
     """ResNet-18 to 95 %: fewer epochs, and mirrored images in the last evaluation.
 
-    Time and accuracy: not measured.
+    Its curve is the same on up to 4 ranks (BatchNorm's groups). Time and accuracy: not measured.
     """
     base = resnet18()
-    return replace(base, train=replace(base.train, epochs=30, tta="mirror"))
+    return replace(
+        base,
+        model=replace(base.model, batch_norm_group=128),
+        train=replace(base.train, epochs=30, tta="mirror"),
+    )
 
 
 def resnet34() -> Config:

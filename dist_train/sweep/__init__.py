@@ -1,10 +1,9 @@
 """`dist-train sweep`: a grid of runs, each an ordinary run directory, and what came of it."""
 
-import json
 from collections.abc import Sequence
 
 from dist_train.files import write_atomically
-from dist_train.runs import check_same, read_json
+from dist_train.runs import check_same, read_json, write_json
 from dist_train.sweep.execute import require_finished, run_here, submit
 from dist_train.sweep.plan import Run, Sweep, plan
 from dist_train.sweep.study import plot, results, table
@@ -31,9 +30,7 @@ def sweep(
     if any(row["n"] for row in rows):
         text = table(rows, varied)
         write_atomically(planned.folder / "table.md", text.encode())
-        write_atomically(
-            planned.folder / "results.json", (json.dumps(rows, indent=2) + "\n").encode()
-        )
+        write_json(planned.folder / "results.json", rows)
         plot(rows, varied, planned.folder / "plot.png")
         print(f"{text}\n{planned.folder / 'plot.png'}")
     require_finished(planned, unfinished)

@@ -35,17 +35,16 @@ class Console(Tracker):
     """Progress, time left and the latest figures; an evaluation leaves a line that stays.
 
     Args:
-        name: the run's.
         first_step, total_steps: where the run begins (later when resumed) and ends.
         split: `test` or `validation`: what the accuracy is of.
     """
 
     def __init__(
-        self, *, name: str, first_step: int, total_steps: int, steps_per_epoch: int, split: str
+        self, *, first_step: int, total_steps: int, steps_per_epoch: int, split: str
     ) -> None:
-        self._name, self._split = name, split
+        self._split = split
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        self._start = self._shown = (time.monotonic(), first_step)
+        self._start = (time.monotonic(), first_step)
         self._checkpoint: int | None = None
         self._warning = ""
         self._latest: dict[str, float] = {"step": first_step}

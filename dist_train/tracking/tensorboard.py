@@ -16,8 +16,8 @@ def require_installed() -> None:
     """Raises UserError where tensorboard is missing."""
     if find_spec("tensorboard") is None:
         raise UserError(
-            "--tracking.tensorboard true: tensorboard is not installed; run launch/setup.sh or "
-            "run launch/setup.sh"
+            "--tracking.tensorboard true: tensorboard is not installed; run launch/setup.sh, or "
+            "leave it out"
         )
 
 

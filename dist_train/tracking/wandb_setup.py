@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import netrc
 import os
 import secrets
 import sys
@@ -46,12 +47,24 @@ def choose_mode(mode: Mode) -> Literal["online", "offline", "off"]:
     asked = os.environ.get("WANDB_MODE", "").lower()
     if asked in ("disabled", "dryrun", "offline", "online"):
         return {"disabled": "off", "online": "online"}.get(asked, "offline")  # type: ignore[return-value]
-    logged_in = bool(os.environ.get("WANDB_API_KEY"))
-    if not logged_in:
-        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-        logged_in = netrc.exists() and host in netrc.read_text(errors="replace").split()
-    return "online" if logged_in else "offline"
+    return "offline" if api_key() is None else "online"
+
+
+def server() -> str:
+    """The address of W&B."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+
+
+def api_key() -> str | None:
+    """The key of a login there, from where W&B keeps it; None without one."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        login = netrc.netrc(path).authenticators(urlsplit(server()).hostname or "")
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return None
+    return login[2] if login else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,6 +133,25 @@ def test_whitening_makes_patches_uncorrelated() -> None:
     off_diagonal = covariance - torch.diag(covariance.diagonal())
     assert off_diagonal.abs().max() < 1e-3
     assert covariance.diagonal().max() <= 1 + 1e-3
+    torch.testing.assert_close(conv.weight[12:], -conv.weight[:12])
+
+
+def test_the_whitened_network_begins_as_little_more_than_its_pooling() -> None:
+    network = models.build("whitened", inputs(), widths=(64, 64, 64))
+    first, *others = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert not first.weight.requires_grad
+    assert first.bias is not None
+    assert first.bias.requires_grad
+    x = torch.randn(2, 64, 5, 5, generator=torch.Generator().manual_seed(0))
+    for conv in others:  # as many channels come out unchanged as go in
+        went_in = x[:, : conv.in_channels]
+        torch.testing.assert_close(conv(went_in)[:, : conv.in_channels], went_in)
+    norms = [m for m in network.modules() if isinstance(m, BatchNorm)]
+    assert len(norms) == 6
+    for norm in norms:
+        assert not norm.weight.requires_grad
+        assert torch.equal(norm.weight, torch.ones(64))
+        assert norm.bias.requires_grad
 
 
 def test_batch_norm_over_groups_normalizes_each_group_on_its_own() -> None:

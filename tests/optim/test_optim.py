@@ -1,16 +1,18 @@
 """Optimizers, their parameter groups, and schedules."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.testing import assert_close
 
 from dist_train import optim
 from dist_train.optim.losses import LOSSES, probabilities
-from dist_train.optim.muon import Muon, orthogonalize
+from dist_train.optim.muon import Muon, orthogonalize, shared_out
 from dist_train.optim.schedules import factor, reduce_on_plateau
 
 
@@ -69,6 +71,37 @@ def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, ...]) -
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     alignment = (orthogonalize(matrices, steps=5) * (u @ v)).sum((1, 2)) / values.sum(1)
     assert alignment.min() > 0.9
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_out_the_matrices(ranks: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        assert_shared_out, (ranks, str(tmp_path / "store")), nprocs=ranks
+    )
+
+
+def assert_shared_out(rank: int, ranks: int, store: str) -> None:
+    """Any number of matrices, more than ranks or fewer, wide or tall."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    for count in range(1, 8):
+        for shape in ((count, 8, 20), (count, 20, 8)):
+            matrices = torch.randn(*shape, generator=generator)
+            # Matrices by themselves, so that no two are multiplied in another order.
+            alone = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
+            torch.testing.assert_close(shared_out(matrices), alone, rtol=1e-2, atol=1e-2)
+    dist.destroy_process_group()
+
+
+def test_muon_keeps_filters_at_their_norm_before_it_moves_them() -> None:
+    torch.manual_seed(0)
+    filters = nn.Parameter(3 * torch.randn(8, 4, 3, 3))
+    filters.grad = torch.randn(8, 4, 3, 3)
+    before = filters.detach().clone() * math.sqrt(8) / filters.detach().norm()
+    Muon([filters], lr=0.5, momentum=0.0).step()
+    moved = orthogonalize(filters.grad.reshape(1, 8, -1)).view_as(filters)
+    torch.testing.assert_close(filters.detach(), before - 0.5 * moved)
 
 
 def test_muon_does_the_same_for_a_stack_as_for_each_filter_alone() -> None:

@@ -22,7 +22,7 @@ console.SECONDS_BETWEEN_PICTURES = 0
 with console.working("compiling"):
     pass
 view = console.Console(
-    name="run", first_step=0, total_steps=400, steps_per_epoch=200, split="test"
+    first_step=0, total_steps=400, steps_per_epoch=200, split="test"
 )
 for step in range(20, 401, 20):
     line = {"step": step, "epoch": step / 200, "train/loss": 1 / step, "train/accuracy": 0.5}
@@ -114,7 +114,7 @@ def test_a_log_file_gets_plain_lines_at_a_sane_rate(
 
 
 def test_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    view = Console(name="run", first_step=100, total_steps=200, steps_per_epoch=50, split="test")
+    view = Console(first_step=100, total_steps=200, steps_per_epoch=50, split="test")
     view.log({"step": 110, "epoch": 2.2})
     assert "0:00 left" in capsys.readouterr().out
     assert (clock(59.6), clock(3723)) == ("1:00", "1:02:03")

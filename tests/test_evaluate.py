@@ -1,0 +1,85 @@
+"""Test-time augmentation: which views, of which images."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dist_train import runtime
+from dist_train.build import EvaluationData
+from dist_train.config import RuntimeConfig
+from dist_train.data.augment import Augment, Policy
+from dist_train.data.resident import ResidentLoader
+from dist_train.evaluate import Evaluation, evaluate, look_again, predict, views
+
+
+def some_pixels(number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(number, 3, 6, 6, generator=generator)
+
+
+def test_views_are_shifted_and_mirrored_and_the_centred_ones_count_twice() -> None:
+    x = some_pixels(2)
+    weights, shown = zip(*views(x, "shift"), strict=True)
+    assert weights == (0.25, 0.25, 0.125, 0.125, 0.125, 0.125)
+    plain, mirrored, down, down_mirrored, up, up_mirrored = shown
+    assert torch.equal(plain, x)
+    assert torch.equal(mirrored, x.flip(-1))
+    assert torch.equal(down[..., 1:, 1:], x[..., :-1, :-1])
+    assert torch.equal(up[..., :-1, :-1], x[..., 1:, 1:])
+    assert torch.equal(down[..., 0, 1:], x[..., 1, :-1])  # what comes in is a reflection
+    assert torch.equal(down_mirrored, down.flip(-1))
+    assert torch.equal(up_mirrored, up.flip(-1))
+    assert [weight for weight, _ in views(x, "mirror")] == [0.5, 0.5]
+
+
+class Corner(nn.Module):
+    """Says the colour of the first pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 0, 0]
+
+
+def test_predictions_are_the_weighted_mean_over_the_views() -> None:
+    x = some_pixels(5)
+    torch.testing.assert_close(predict(Corner(), x), x[:, :, 0, 0])
+    torch.testing.assert_close(
+        predict(Corner(), x, tta="mirror"), (x[..., 0, 0] + x[..., 0, 5]) / 2
+    )
+    seen = (x[..., 0, 0] + x[..., 0, 5]) / 4
+    seen = seen + (x[..., 1, 1] + x[..., 1, 4]) / 4  # by both shifts, one of them a reflection
+    torch.testing.assert_close(predict(Corner(), x, tta="shift"), seen)
+
+
+class Always(nn.Module):
+    """The same answer to every image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([0.0, 0.0, 9.0]).repeat(len(x), 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.3, [1, 4, 7]), (0.21, [1, 4, 7]), (1.0, list(range(10)))]
+)
+def test_only_the_least_sure_images_are_looked_at_again(share: float, expected: list[int]) -> None:
+    images = np.zeros((12, 6, 6, 3), np.uint8)
+    augment = Augment(Policy(), mean=(0.5,) * 3, std=(0.5,) * 3, image_shape=(6, 6, 3))
+    with runtime.start(RuntimeConfig(device="cpu", precision="fp32")) as here:
+        data = EvaluationData(
+            "test",
+            ResidentLoader(images, batch_size=4, device=here.device),
+            torch.zeros(12, dtype=torch.int64),
+            np.arange(2, 12),  # ten of the twelve
+            4,
+        )
+        sure = torch.tensor([5.0, 0.0, 0.0])
+        logits = sure.repeat(10, 1)
+        logits[[1, 4, 7]] = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.1], [0.3, 0.0, 0.1]])
+        plain = Evaluation(logits, data.labels[2:])
+        again = look_again(plain, Always(), augment, data, here, tta="mirror", share=share)
+        changed = (again.logits[:, 2] == 9).nonzero().flatten().tolist()
+        assert changed == expected
+        assert torch.equal(again.logits[0], sure) or share == 1
+        whole = evaluate(Always(), augment, data, here, tta="mirror")
+        assert whole.samples == 10
+        assert whole.accuracy == 0
