@@ -201,8 +201,7 @@ def network(config: Config, prepared: Prepared, augment: Augment) -> nn.Module:
     torch.manual_seed(config.seed)
 
     def sample_images() -> Tensor:
-        ids = np.arange(min(WHITENING_SAMPLES, prepared.manifest.train.samples))
-        images = torch.from_numpy(beton.read_some(prepared.train, ids))
+        images = torch.from_numpy(beton.read_some(prepared.train, slice(WHITENING_SAMPLES)))
         return augment(images.to(augment.mean.device))  # type: ignore[no-any-return]
 
     return architecture(config, prepared.manifest, sample_images)

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,9 +117,7 @@ def read_test_images(config: Config, count: int) -> Images:
     Raises:
         UserError: the data set is not to be had here.
     """
-    prepared = prepare_dataset(config.data)
-    ids = np.arange(min(count, prepared.manifest.test.samples))
-    return torch.from_numpy(beton.read_some(prepared.test, ids))
+    return torch.from_numpy(beton.read_some(prepare_dataset(config.data).test, slice(count)))
 
 
 @torch.inference_mode()

@@ -59,7 +59,7 @@ class Selector:
             images=batch.images[kept],
             labels=batch.labels[kept],
             draws=batch.draws[kept],
-            global_size=batch.global_size // self.group * kept_of(self.group, self.share),
+            global_size=kept_of(batch.global_size, self.group, self.share),
         )
 
     def _learn(self, loss: Tensor, step: int, total_steps: int) -> None:
@@ -104,11 +104,11 @@ def hardest(losses: Tensor, group: int, share: float) -> Tensor:
         share: of each group that is kept, rounded to whole samples, at least one.
     """
     by_group = losses.view(-1, group)
-    kept = by_group.topk(kept_of(group, share), dim=1).indices.sort(1).values
+    kept = by_group.topk(kept_of(group, group, share), dim=1).indices.sort(1).values
     first = torch.arange(len(by_group), device=losses.device)[:, None] * group
     return (first + kept).flatten()
 
 
-def kept_of(group: int, share: float) -> int:
-    """How many samples of each group are trained on."""
-    return max(1, round(share * group))
+def kept_of(samples: int, group: int, share: float) -> int:
+    """How many of the samples of whole groups are trained on."""
+    return samples // group * max(1, round(share * group))

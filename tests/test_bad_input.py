@@ -77,15 +77,7 @@ def test_a_wrong_command_line(arguments: str, expected: list[str], tmp_path: Pat
 
 
 def test_padding_larger_than_the_image(tmp_path: Path) -> None:
-    flags = [
-        "cnn2",
-        "--data.dataset",
-        "shapes",
-        "--data.train_samples",
-        "500",
-        "--data.crop_padding",
-    ]
-    done = dist_train("train", *flags, "32", cwd=tmp_path)
+    done = dist_train("train", "cnn2", *SMALL, "--data.crop_padding", "32", cwd=tmp_path)
     assert_refused(done, "--data.crop_padding 32", "--data.crop_mode zero")
 
 

@@ -185,6 +185,7 @@ def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> No
     accuracies = [run["accuracy"] for run in report["runs"]]
     assert report["accuracy"] == spread(accuracies)
     assert report["p_value"] == p_value(accuracies, 0.01)
+    assert report["p_value"] < 0.5 < 1 - report["p_value"]
     assert report["in_turn"]
     assert {"cpu", "cpu_mhz", "cores", "gpu_clocks"} <= set(report["hardware"])
     assert report["versions"]["torch"]

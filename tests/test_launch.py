@@ -1,4 +1,4 @@
-"""Files in launch/ that W&B reads: a sweep, and a dashboard."""
+"""Files in launch/: a sweep and a dashboard for W&B, and a wire as slow as one likes."""
 
 import json
 import os

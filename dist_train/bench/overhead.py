@@ -6,7 +6,6 @@ from functools import partial
 from itertools import cycle, islice
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -89,8 +88,7 @@ def bare_seconds(config: Config, steps: int) -> float:
         augment = build.augmentation(config.data, prepared.manifest)
         model = here.place(build.network(config, prepared, augment))
         optimizers = build.optimizers(config.optim, model)
-        count = min(READY_BATCHES * BATCH_SIZE, prepared.manifest.train.samples)
-        images = beton.read_some(prepared.train, np.arange(count))
+        images = beton.read_some(prepared.train, slice(READY_BATCHES * BATCH_SIZE))
         labels = beton.read_labels(prepared.train)[: len(images)]
         ready = augment(torch.from_numpy(images)).to(here.device)
         targets = torch.from_numpy(labels).to(here.device)

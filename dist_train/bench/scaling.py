@@ -1,6 +1,5 @@
 """Several processes against one, through the command that people use."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.data.prepare import prepare_dataset
 from dist_train.hardware import resolve_precision
+from dist_train.tracking import json_lines
 
 SECONDS, REPEATS = 8.0, 3
 BATCH_SIZE = 512
@@ -122,5 +122,5 @@ def images_per_second(
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(done.args)} failed:\n{done.stdout}{done.stderr}")
-        before_last = (Path(folder) / "bench" / "metrics.jsonl").read_text().splitlines()[0]
-        return float(json.loads(before_last)["perf/images_per_second"])
+        before_last = json_lines.read(Path(folder) / "bench" / "metrics.jsonl")[0]
+        return float(before_last["perf/images_per_second"])

@@ -27,6 +27,7 @@ from dist_train.files import write_atomically
 from dist_train.sweep.execute import require_finished, run_here
 from dist_train.sweep.plan import Run as PlannedRun
 from dist_train.sweep.plan import Sweep
+from dist_train.tracking import json_lines
 from dist_train.train import train
 
 ON_THE_CLOCK = ("initialise", "train", "evaluate")
@@ -105,7 +106,7 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
     """The report of these runs, each followed by the rival's."""
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
-    configs = [run.config for run in planned.runs]
+    first = planned.runs[0]
     for run in planned.runs:
         summary = train(run.config)
         own_runs.append(of_summary(summary, run.folder))
@@ -117,15 +118,15 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
             note(f"rival: {rival_runs[-1].said()}")
     over_rivals = ratio(seconds_of(own_runs), seconds_of(rival_runs)) if rival_runs else None
     return {
-        "recipe": configs[0].recipe,
+        "recipe": first.config.recipe,
         "clock": " + ".join(ON_THE_CLOCK),
         **statistics(own_runs, target),
-        "arguments_of_first": planned.runs[0].arguments,
+        "arguments_of_first": first.arguments,
         "rival": rival,
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
         "in_turn": in_turn(own_runs, rival_runs) if rival_runs else None,
         "seconds_over_rivals": over_rivals,
-        "work": work(configs[0], steps, [run.parts for run in own_runs]),
+        "work": work(first.config, steps, [run.parts for run in own_runs]),
         "hardware": hardware.facts(),
         "versions": runs.versions(),
         "git_commit": runs.git_commit(),
@@ -161,7 +162,7 @@ class Run:
 def of_summary(summary: dict[str, Any], folder: Path) -> Run:
     """What a run's summary.json and its last line of metrics say."""
     parts = summary["seconds"]
-    last_line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    last_line = json_lines.read(folder / "metrics.jsonl")[-1]
     with_tta = summary["test_accuracy_tta"]
     return Run(
         f"seed{summary['seed']}",

@@ -53,7 +53,7 @@ def training_flops(config: Config, steps: int) -> int:
     if train.select == 1:
         return TRAINING_FLOPS * batch * sum(network[size] for size in sizes)
     proxy = forward(build.proxy_config(config))
-    learnt_from = batch // train.select_group * kept_of(train.select_group, train.select)
+    learnt_from = kept_of(batch, train.select_group, train.select)
     total = 0
     for step, size in enumerate(sizes):
         of_proxy = TRAINING_FLOPS if step % train.proxy_every == 0 else 1

@@ -61,8 +61,8 @@ def read_images(path: Path) -> UInt8:
     return _read_raw(path, image, shape)
 
 
-def read_some(path: Path, ids: Int64) -> UInt8:
-    """A few images of a raw or JPEG file, uint8 (n, H, W, C).
+def read_some(path: Path, ids: Int64 | slice) -> UInt8:
+    """A few images of a raw or JPEG file, uint8 (n, H, W, C); of a slice, those that there are.
 
     Raises UserError when the file is damaged.
     """
@@ -70,7 +70,7 @@ def read_some(path: Path, ids: Int64) -> UInt8:
     image = places[ids]
     if not _hold_jpeg(image):
         return _read_raw(path, image, shape)
-    images = np.empty((len(ids), *shape), np.uint8)
+    images = np.empty((len(image), *shape), np.uint8)
     with path.open("rb") as file:
         for pixels, start in zip(images, image["data_ptr"], strict=True):
             file.seek(int(start))

@@ -24,6 +24,9 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 
+SPLITS = ("train", "test", "val")
+"""Subfolders of a `folder` set; one of the last two is enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -128,7 +131,7 @@ def _expected(name: str, root: Path) -> str:
 def _find(name: str, root: Path) -> Path | None:
     """The first of the usual places under `root` in which every file of the set is."""
     if name == "folder":
-        has_train, has_test, has_val = (_exists(root / d) for d in ("train", "test", "val"))
+        has_train, has_test, has_val = (_exists(root / split) for split in SPLITS)
         return root if has_train and (has_test or has_val) else None
     source = SOURCES[name]
     places = [root / name / source.folder, root / source.folder, root / name, root / "raw", root]

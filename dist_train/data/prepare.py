@@ -103,7 +103,7 @@ def _place(data: DataConfig) -> tuple[Path, str]:
     if data.dataset == "folder":
         root = catalog.locate("folder", root=data.root).resolve()
         # A folder's time changes with everything that is added, removed or renamed in it.
-        patterns = [f"{split}/{of}" for split in ("train", "test", "val") for of in ("", "*/")]
+        patterns = [f"{split}/{of}" for split in catalog.SPLITS for of in ("", "*/")]
         folders = [folder for pattern in patterns for folder in root.glob(pattern)]
         made_from["changed"] = sum(folder.stat().st_mtime_ns for folder in folders)
         made_from["root"] = str(root)

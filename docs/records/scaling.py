@@ -77,8 +77,6 @@ def step_seconds(
 ) -> float:
     """A step of so many seconds of compute on each of the GPUs."""
     alone = max(compute, remedy.launch_seconds)
-    if gpus == 1:
-        return alone
     hops = 2 * math.log2(gpus)  # a tree
 
     def send(size: float) -> float:
@@ -101,7 +99,7 @@ def table(recipe: str, *, weak: bool) -> str:
         f"| {header} |",
         f"|---|{'---|' * len(counts)}",
     ]
-    one = step_seconds(SECONDS_PER_IMAGE[recipe] * batch, buckets, 1, NETWORKS["NVLink"], Remedy())
+    one = max(SECONDS_PER_IMAGE[recipe] * batch, LAUNCH_SECONDS)
     for name, network in NETWORKS.items():
         for said, remedy in REMEDIES.items():
             cells = []
