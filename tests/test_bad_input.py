@@ -65,6 +65,10 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
             ["--train.select 0.5", "narrower", "--model.target"],
         ),
         (
+            "cifar10_96 --train.select 0.0005",
+            ["--train.select 0.0005", "keeps 1 of 512", "--model.batch_norm_group 256"],
+        ),
+        (
             "quickstart --train.accumulate 2 --runtime.cuda_graphs true",
             ["--train.accumulate 2", "--runtime.cuda_graphs true"],
         ),
