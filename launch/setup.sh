@@ -85,6 +85,9 @@ fi
 
 # --- An empty .venv, or the finished one of an earlier version of the requirements.
 export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
+# As pip does. Else each process compiles torch's sources itself, for 7 s, where PYTHONDONTWRITEBYTECODE
+# is set, as it is in many containers.
+export UV_COMPILE_BYTECODE=1
 if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then # trust whom the machine trusts, as pip does
     export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}"
 fi
