@@ -33,6 +33,8 @@ pytestmark = pytest.mark.slow
 RUN = [
     *("cnn2", *SMALL, "--name", "run", "--train.epochs", "40", "--train.log_every", "1"),
     *("--checkpoint.every_steps", "10", "--runtime.timeout_seconds", "20"),
+    # Of two threads each waits for the other one: fifteen times slower where cores are busy.
+    *("--runtime.threads", "1"),
 ]
 STEPS = 40 * 7
 # For each of the three victims; 10 where there is time, as there is not after each change.
