@@ -147,9 +147,8 @@ def download(source: Source, destination: Path) -> None:
                     raise UserError(f"{url}: md5 is {found}, expected {md5}; {remedy}")
                 _unpack(path, unpacked)
             destination.mkdir(exist_ok=True)
-            for path in unpacked.rglob("*"):
-                if path.is_file():
-                    path.replace(destination / path.name)
+            for path in unpacked.iterdir():
+                path.replace(destination / path.name)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot download from {base_url} ({error}); {remedy}") from error
 
@@ -193,9 +192,15 @@ def _fetch(url: str, path: Path) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Put the archive's files, and nothing else it may hold, into one flat folder."""
     if archive.name.endswith(".tar.gz"):
+        # Without `extractall`, which has no filters yet in Python 3.11.2, that of Debian 12.
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            for member in filter(tarfile.TarInfo.isfile, tar):
+                content = tar.extractfile(member)
+                assert content is not None  # as it is for what is no file
+                with (folder / Path(member.name).name).open("wb") as file:
+                    shutil.copyfileobj(content, file)
     else:
         with gzip.open(archive) as source, (folder / archive.stem).open("wb") as file:
             shutil.copyfileobj(source, file)

@@ -124,12 +124,16 @@ def cifar_files() -> dict[str, bytes]:
 
 
 def targz(folder: str, files: dict[str, bytes]) -> bytes:
+    """An archive whose names climb out of the folder it is unpacked in, with a link out of it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, data in files.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
+            member = tarfile.TarInfo(f"../../{folder}/{name}")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo(f"{folder}/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
     return buffer.getvalue()
 
 
