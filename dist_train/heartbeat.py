@@ -114,5 +114,6 @@ def _of_a_collective(error: Exception) -> bool:
     """Whether torch.distributed raised it: gloo and the store have no type of their own."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        word in text for word in ("gloo", "nccl", "connection", "timed out", "store", "peer")
+        word in text
+        for word in ("gloo", "nccl", "connection", "timed out", "timeout", "store", "peer")
     )

@@ -14,7 +14,9 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import HashStore
 
+from dist_train.heartbeat import Heartbeat
 from tests.conftest import (
     REPOSITORY,
     SMALL,
@@ -183,6 +185,22 @@ def test_a_stopped_rank_is_named(
         job.kill()
     assert torchrun(2, "train", *flags, cwd=tmp_path).returncode == 0
     assert_same_end(run_folder, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Application timeout caused pair closure",
+        "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:29358.",
+    ],
+)
+def test_whichever_way_gloo_fails_the_rank_is_named(
+    error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heartbeat = Heartbeat(HashStore(), rank=0, world_size=2, timeout=60)
+    with pytest.raises(RuntimeError), heartbeat.beating():
+        raise RuntimeError(error)
+    assert "rank 1 (never seen: no beat) is dead or stopped" in capsys.readouterr().err
 
 
 def test_torchrun_starts_a_dead_rank_again(
