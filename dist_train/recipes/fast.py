@@ -72,7 +72,7 @@ def cifar10_94(batch_size: int = 2000) -> Config:
 def cifar10_95() -> Config:
     """Aims at 95 %: the same with more channels and cutout, for longer.
 
-    95.04 % (one seed) in 3,084 s on two CPU cores (docs/records).
+    94.94 % (mean of 2 seeds) in 3,029 s on two CPU cores (docs/records).
     """
     base = cifar10_94()
     return replace(
