@@ -260,8 +260,8 @@ def selector(
         optimizers(config.optim, proxy),
         config.optim,
         runtime,
-        share=train.select,
         group=train.select_group,
+        kept=train.kept_of_group,
         every=train.proxy_every,
     )
 

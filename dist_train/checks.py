@@ -201,8 +201,7 @@ def check_selection(config: Config) -> None:
         config.model.target is None,
         f"{flag}: needs a narrower network of the same kind, which --model.target has none of",
     )
-    # As selection.kept_of has it, which would take torch's time to import.
-    kept, group = max(1, round(train.select * train.select_group)), config.model.batch_norm_group
+    kept, group = train.kept_of_group, config.model.batch_norm_group
     require(
         not group or (kept % group == 0 and train.select_group % group == 0),
         f"{flag}: keeps {kept} of {train.select_group} samples; expected multiples of "

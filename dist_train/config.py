@@ -200,6 +200,11 @@ class TrainConfig:
     profile: str | None = None
     """START:STOP: trace these steps (the latter not included) into the run's profile/ folder."""
 
+    @property
+    def kept_of_group(self) -> int:
+        """Samples of each `select_group` that are trained on: its share, at least one."""
+        return max(1, round(self.select * self.select_group))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:

@@ -31,10 +31,10 @@ class Selector:
     optimizers: Sequence[torch.optim.Optimizer]
     settings: OptimConfig
     runtime: Runtime
-    share: float
-    """Of a group that is kept."""
     group: int
     """Samples of which a group consists."""
+    kept: int
+    """Samples of each group that are trained on."""
     every: int
     """Steps after which the proxy learns once."""
 
@@ -53,13 +53,13 @@ class Selector:
         return self._kept(batch, losses.detach())
 
     def _kept(self, batch: Batch, losses: Tensor) -> Batch:
-        kept = hardest(losses, self.group, self.share)
+        kept = hardest(losses, self.group, self.kept)
         return replace(
             batch,
             images=batch.images[kept],
             labels=batch.labels[kept],
             draws=batch.draws[kept],
-            global_size=kept_of(batch.global_size, self.group, self.share),
+            global_size=batch.global_size // self.group * self.kept,
         )
 
     def _learn(self, loss: Tensor, step: int, total_steps: int) -> None:
@@ -95,20 +95,15 @@ class Selector:
             optimizer.load_state_dict(values)
 
 
-def hardest(losses: Tensor, group: int, share: float) -> Tensor:
-    """The places of the highest losses of each group, in rising order: int64 (kept,).
+def hardest(losses: Tensor, group: int, kept: int) -> Tensor:
+    """The places of the highest losses of each group, in rising order: int64 (n // group * kept,).
 
     Args:
         losses: float (n,), n a multiple of `group`.
         group: consecutive samples that are compared.
-        share: of each group that is kept, rounded to whole samples, at least one.
+        kept: samples chosen from each.
     """
     by_group = losses.view(-1, group)
-    kept = by_group.topk(kept_of(group, group, share), dim=1).indices.sort(1).values
+    places = by_group.topk(kept, dim=1).indices.sort(1).values
     first = torch.arange(len(by_group), device=losses.device)[:, None] * group
-    return (first + kept).flatten()
-
-
-def kept_of(samples: int, group: int, share: float) -> int:
-    """How many of the samples of whole groups are trained on."""
-    return samples // group * max(1, round(share * group))
+    return (first + places).flatten()

@@ -13,7 +13,6 @@ from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
 from dist_train.flops import TRAINING_FLOPS, forward_flops
 from dist_train.hardware import DTYPES
-from dist_train.selection import kept_of
 
 
 def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def training_flops(config: Config, steps: int) -> int:
     if train.select == 1:
         return TRAINING_FLOPS * batch * sum(network[size] for size in sizes)
     proxy = forward(build.proxy_config(config))
-    learnt_from = kept_of(batch, train.select_group, train.select)
+    learnt_from = batch // train.select_group * train.kept_of_group
     total = 0
     for step, size in enumerate(sizes):
         of_proxy = TRAINING_FLOPS if step % train.proxy_every == 0 else 1
