@@ -53,6 +53,12 @@ def test_the_sweep_starts_runs_that_our_command_line_accepts(
     assert sweep["metric"]["name"] == "validation/best_accuracy"
 
 
+def namespaces() -> set[str]:
+    """The names of the network namespaces of this machine."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    return {line.split()[0] for line in listed.stdout.splitlines()}
+
+
 @pytest.mark.slow
 def test_two_machines_train_over_a_slow_wire(tmp_path: Path, cache: Path) -> None:
     if not (shutil.which("ip") and shutil.which("tc")):
@@ -61,13 +67,14 @@ def test_two_machines_train_over_a_slow_wire(tmp_path: Path, cache: Path) -> Non
     if subprocess.run(["ip", "netns", "add", namespace]).returncode:
         pytest.skip("needs root")
     subprocess.run(["ip", "netns", "del", namespace], check=True)
+    before = namespaces()
     flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--train.max_steps", "4"]
     where = ["--output", str(tmp_path), "--name", "run"]
     done = run("launch/slow_link.sh", "100mbit", *flags, *where, cwd=REPOSITORY)
     assert done.returncode == 0
     assert summary(tmp_path / "run")["world_size"] == 2
-    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    assert "slow" not in left.stdout
+    # Not "none is left": one killed with -9, or another at work now, has its own.
+    assert namespaces() <= before
     assert run("launch/slow_link.sh", cwd=REPOSITORY).returncode == 2
 
 
