@@ -124,16 +124,17 @@ def open_data(
     """
     data, seed = config.data, config.seed
     # So many samples stay together on one rank.
-    multiple = max(1, config.model.batch_norm_group)
+    group, flag = config.model.batch_norm_group, "--model.batch_norm_group"
     if config.train.select < 1:
-        multiple = config.train.select_group
+        group, flag = config.train.select_group, "--train.select_group"
+    multiple = max(1, group)
     manifest = prepared.manifest
     train_ids, held_out = split(manifest.train.samples, data.validation)
     train_ids = some(train_ids, data.fraction)
     if data.batch_size < runtime.world_size * multiple:
         raise UserError(
             f"--data.batch_size {data.batch_size}: expected at least {multiple} for each of "
-            f"{runtime.world_size} processes"
+            f"{runtime.world_size} processes" + (f", or a smaller {flag}" if group > 1 else "")
         )
     order = Order(train_ids, data.batch_size, seed, data.drop_last, multiple)
     if order.steps_per_epoch < 1:

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.conftest import SMALL, dist_train, real_data
+from tests.conftest import SMALL, dist_train, real_data, torchrun
 
 CIFAR = ["lenet", "--train.max_steps", "1", "--tracking.wandb", "off"]
 
@@ -187,3 +187,22 @@ def test_too_few_samples_for_a_batch(tmp_path: Path, cache: Path) -> None:
     flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--data.batch_size", "1000"]
     done = dist_train("train", *flags, cwd=tmp_path)
     assert_refused(done, "--data.batch_size 1000", "500 training images")
+
+
+@pytest.mark.parametrize(
+    ("group", "remedy"),
+    [
+        (["--model.batch_norm_group", "64"], "or a smaller --model.batch_norm_group"),
+        (["--train.select", "0.5", "--train.select_group", "64"], "smaller --train.select_group"),
+    ],
+)
+def test_more_processes_than_groups(
+    group: list[str], remedy: str, tmp_path: Path, cache: Path
+) -> None:
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--data.drop_last", "true", *group]
+    done = torchrun(2, "train", *flags, cwd=tmp_path)
+    assert done.returncode != 0
+    expected = "--data.batch_size 64: expected at least 64 for each of 2 processes"
+    said = [line for line in done.stderr.splitlines() if expected in line]
+    assert said, done.stderr
+    assert remedy in said[0]
