@@ -43,6 +43,7 @@ TRAINING_FLOPS = 3
 PEAKS = {
     "NVIDIA B200": (2250.0, 1125.0),
     "NVIDIA H200": (989.4, 494.7),
+    "NVIDIA H200 NVL": (835.5, 417.5),
     "NVIDIA H100": (989.4, 494.7),
     "NVIDIA H100 PCIe": (756.0, 378.0),
     "NVIDIA H100 NVL": (835.5, 417.5),
@@ -50,6 +51,7 @@ PEAKS = {
     "NVIDIA L40S": (362.0, 183.0),
     "NVIDIA L4": (121.0, 60.0),
     "Tesla V100": (125.0, 15.7),
+    "Tesla V100-PCIE": (112.0, 14.0),
     "Tesla T4": (65.0, 8.1),
 }
 
@@ -57,7 +59,7 @@ PEAKS = {
 def peak_flops(device_name: str, precision: str) -> float | None:
     """The most operations a second the device can do; None where that is not known."""
     fitting = [name for name in PEAKS if f"{device_name} -".startswith((f"{name} ", f"{name}-"))]
-    if not fitting:
+    if not fitting or " MIG " in device_name:  # a slice of a GPU
         return None
     half, single = PEAKS[max(fitting, key=len)]
     return (single if precision == "fp32" else half) * 1e12

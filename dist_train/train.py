@@ -1,5 +1,6 @@
 """The training loop. Read this file first: it goes from top to bottom in the order of a run."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -88,7 +89,9 @@ class Trainer:
         if state:
             runs.check_data(folder, state.data_checksum, self.prepared)
         self.learner = Learner(config, self.prepared, here, clock, sizes=self.sizes, state=state)
-        flops = None if config.data.resolutions else self.learner.flops
+        # Operations an image are known ahead where all are learnt from, at one size.
+        known = not config.data.resolutions and config.train.select == 1
+        flops = self.learner.flops if known else None
         self.progress, self.carried = Progress(here, clock, flops), Window()
         self.profiler = Profiler(config.train.profile, folder / "profile", here, clock)
         self.step, self.best_accuracy = 0, 0.0
@@ -116,8 +119,13 @@ class Trainer:
         for step in (0,) if self.config.data.drop_last else (0, last):
             batch = next(self.batches.steps(step, step + 1))
             self.learner.warm_up(batch, set(self.sizes[self.step :]))
-        first = self.judge.first(self.config.data.eval_batch_size * self.here.world_size)
-        evaluate(self.learner.model, self.learner.augment, first, self.here)
+        # Full batches and the last, shorter ones: of all images, and of those looked at again.
+        at_once = self.config.data.eval_batch_size * self.here.world_size
+        images = len(self.judge.ids)
+        again = math.ceil(self.config.train.tta_share * images)
+        for count in {min(at_once, images), images % at_once, again % at_once} - {0}:
+            some = self.judge.first(count)
+            evaluate(self.learner.model, self.learner.augment, some, self.here)
 
     # The loop
 

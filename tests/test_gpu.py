@@ -111,13 +111,20 @@ def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("select", [1.0, 0.5])
 def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
-    on_gpu: Config, graphs: bool, monkeypatch: pytest.MonkeyPatch
+    on_gpu: Config, select: float, graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
 
     if graphs and DEVICE == "cpu":
         pytest.skip("for GPUs only")
+    if select < 1:  # as cifar10_95 does: a proxy, compiled too, chooses the images
+        on_gpu = replace(
+            on_gpu,
+            model=replace(on_gpu.model, name="whitened_residual", batch_norm_group=8),
+            train=replace(on_gpu.train, select=select, select_group=16, proxy_widths=(4, 8, 8)),
+        )
     runtime = replace(on_gpu.runtime, compile=True, cuda_graphs=graphs)
     compiled = replace(on_gpu, name="compiled", runtime=runtime)
     train(on_gpu)
@@ -130,14 +137,18 @@ def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
     assert losses(compiled) == pytest.approx(losses(on_gpu), rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_processes_with_a_gpu_each(processes: int, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("compile", ["false", "true"])
+def test_processes_with_a_gpu_each(
+    compile: str, processes: int, tmp_path: Path, cache: Path
+) -> None:
     if DEVICE == "cuda" and torch.cuda.device_count() < processes:
         pytest.skip(f"fewer than {processes} GPUs")
     flags = [
         *("train", "cnn3", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
         *("--train.max_steps", "10", "--optim.learning_rate", "0.02", "--optim.warmup", "0"),
-        *("--runtime.device", DEVICE, "--runtime.compile", "false"),
+        *("--runtime.device", DEVICE, "--runtime.compile", compile),
     ]
     for ranks in {1, processes}:
         assert torchrun(ranks, *flags, "--name", str(ranks), cwd=tmp_path).returncode == 0

@@ -338,19 +338,28 @@ def test_runs_of_one_process_compile_once(small: Config) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_compiled_run_draws_the_eager_curve(processes: int, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("widths", ["narrow", "as_it_is"])
+def test_a_compiled_run_draws_the_eager_curve(
+    widths: str, processes: int, tmp_path: Path, cache: Path
+) -> None:
     flags = [
         *("train", "resnet9", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
-        *("--model.widths", "8,8,8,8", "--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
-        *("--train.max_steps", "10", "--data.drop_last", "false"),
-        *("--data.resolutions", "24", "--data.resolution_until", "0.5"),
+        *("--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
     ]
+    if widths == "narrow":
+        flags += [
+            *("--model.widths", "8,8,8,8", "--train.max_steps", "10", "--data.drop_last", "false"),
+            *("--data.resolutions", "24", "--data.resolution_until", "0.5"),
+        ]
+    else:  # its gradients fill several of DDP's buckets, at which its graph is cut, under autocast
+        flags += ["--runtime.precision", "bf16", "--train.max_steps", "4"]
     for name in ("eager", "compiled"):
         more = ["--name", name, "--runtime.compile", str(name == "compiled")]
         assert torchrun(processes, *flags, *more, cwd=tmp_path).returncode == 0
     eager, compiled = (tmp_path / "runs" / name for name in ("eager", "compiled"))
     for a, b in zip(metrics(eager), metrics(compiled), strict=True):
-        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=1e-4)
+        close = 1e-4 if widths == "narrow" else 2e-3
+        assert b["train/loss"] == pytest.approx(a["train/loss"], rel=close)
     assert summary(eager)["seconds"]["compile"] == 0
     assert summary(compiled)["seconds"]["compile"] > 1
     assert summary(compiled)["compile"] == "inductor"

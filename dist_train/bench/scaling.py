@@ -38,37 +38,36 @@ def measure(settings: Settings) -> Measurements:
     rate = partial(images_per_second, settings=settings, device=device, precision=precision)
 
     seconds = settings.seconds or SECONDS
-    first_guess = rate(ranks=1, threads=cores, steps=2, batch_size=BATCH_SIZE)
-    steps = 1 + max(2, round(seconds * first_guess / BATCH_SIZE))
-    note(f"scaling: {steps - 1} steps of {BATCH_SIZE} images on {device}, {precision}")
+    first_guess = rate(ranks=1, threads=cores, timed_steps=1, batch_size=BATCH_SIZE)
+    steps = max(1, round(seconds * first_guess / BATCH_SIZE))
+    note(f"scaling: {steps} steps of {BATCH_SIZE} images on {device}, {precision}")
 
     def ideal(ranks: int) -> int:
         return ranks if device == "cuda" else 1
 
-    def contestant(ranks: int, *, local_steps: int = 1) -> partial[float]:
+    def contestant(ranks: int, *, meet: bool = True) -> partial[float]:
         return partial(
             rate,
             ranks=ranks,
             threads=max(1, cores // ranks),
-            steps=steps,
+            timed_steps=steps,
             batch_size=BATCH_SIZE * ideal(ranks),
-            local_steps=local_steps,
+            meet=meet,
         )
 
     one = "images_per_second_1_ranks"
     contestants = {one: contestant(1)}
     for ranks in counts:
         contestants[f"images_per_second_{ranks}_ranks"] = contestant(ranks)
-        alone = contestant(ranks, local_steps=steps)
+        alone = contestant(ranks, meet=False)
         contestants[f"images_per_second_{ranks}_ranks_alone"] = alone
     rates = alternate(contestants, settings.repeats or REPEATS)
 
     found = Measurements()
     for name, timed in contestants.items():
         task = (
-            f"resnet9 by torchrun on {device}, {precision}, {{steps}} steps, the last one untimed, "
-            "of {batch_size} images, {ranks} ranks of {threads} threads, which meet every "
-            "{local_steps}"
+            f"resnet9 by torchrun on {device}, {precision}, {{timed_steps}} steps, after as many "
+            "untimed ones, of {batch_size} images, {ranks} ranks of {threads} threads, meet: {meet}"
         )
         found.add(name, task.format(**timed.keywords), rates[name])
     for ranks in counts:
@@ -91,11 +90,15 @@ def images_per_second(
     precision: str,
     ranks: int,
     threads: int,
-    steps: int,
+    timed_steps: int,
     batch_size: int,
-    local_steps: int = 1,
+    meet: bool = True,
 ) -> float:
-    """Throughput of a short run, but for its last step, at which ranks meet and save."""
+    """Throughput of a short run, from its middle to the last step but one.
+
+    A process's first steps load and allocate; at the last one ranks meet and save.
+    """
+    steps = 2 * timed_steps + 1
     with TemporaryDirectory() as folder:
         flags = {
             "name": "bench",
@@ -107,8 +110,8 @@ def images_per_second(
             "train.epochs": 1e6,
             "train.max_steps": steps,
             "train.eval_every": 0,
-            "train.log_every": steps - 1,
-            "train.local_steps": local_steps,
+            "train.log_every": timed_steps,
+            "train.local_steps": 1 if meet else steps,
             "runtime.device": device,
             "runtime.precision": precision,
             "runtime.threads": threads,
@@ -122,5 +125,5 @@ def images_per_second(
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(done.args)} failed:\n{done.stdout}{done.stderr}")
-        before_last = json_lines.read(Path(folder) / "bench" / "metrics.jsonl")[0]
-        return float(before_last["perf/images_per_second"])
+        second_half = json_lines.read(Path(folder) / "bench" / "metrics.jsonl")[1]
+        return float(second_half["perf/images_per_second"])

@@ -1,8 +1,8 @@
 """`dist-train bench speed RECIPE`: seconds and accuracy over seeds, and against another program.
 
 The clock covers what depends on the data: whitening, training, and the last evaluation with its
-test-time augmentation. Reading the data set, compiling and a warm-up are told apart. Nothing is
-evaluated before the end.
+test-time augmentation. Reading the data, compiling, checkpoints and a warm-up are told apart.
+Nothing is evaluated before the end.
 """
 
 import json

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from dist_train.models.layers import ACTIVATIONS, fully_connected
@@ -96,7 +97,9 @@ class RNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to logits (N, classes)."""
         rows = x.permute(0, 2, 3, 1).flatten(2)
-        states, _ = self.cell(rows)
+        # On a GPU autocast to any type makes the cell float16, for which bf16 scales no loss.
+        with torch.autocast("cuda", enabled=False):
+            states, _ = self.cell(rows)
         logits: Tensor = self.head(states[:, -1])
         return logits
 

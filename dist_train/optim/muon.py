@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
                 matrices = shared_out(stacked) if self.shared else orthogonalize(stacked)
                 for number, matrix in zip(numbers, matrices, strict=True):
                     updates[number] = matrix.view(shape)
-            # All of them at once: on a GPU a step takes as long as its launches.
+            # As few launches as torch makes of it: on a GPU a step takes as long as they do.
             norms = torch._foreach_norm(parameters)
             torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
             torch._foreach_div_(parameters, norms)
