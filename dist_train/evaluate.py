@@ -101,11 +101,30 @@ def look_again(
         share: of the images that are looked at again.
     """
     unsure = plain.logits.softmax(1).amax(1).argsort(stable=True)
-    rows = unsure[: math.ceil(share * plain.samples)].sort().values
+    rows = unsure[: looked_at_again(plain.samples, share)].sort().values
     again = replace(data, ids=data.ids[rows.numpy()])
     logits = plain.logits.clone()
     logits[rows] = evaluate(model, augment, again, runtime, tta=tta).logits
     return replace(plain, logits=logits)
+
+
+def looked_at_again(samples: int, share: float) -> int:
+    """How many images a share of them is."""
+    return math.ceil(share * samples)
+
+
+def batch_shapes(data: EvaluationData, world_size: int, *, share: float) -> list[EvaluationData]:
+    """As few images as give ranks batches of every size that an evaluation has.
+
+    Full ones, and the last, shorter ones: of all images, and of those that are looked at again.
+
+    Args:
+        share: of the images that are looked at again.
+    """
+    images, at_once = len(data.ids), data.batch_size * world_size
+    again = looked_at_again(images, share)
+    counts = {min(at_once, images), images % at_once, again % at_once} - {0}
+    return [data.first(count) for count in sorted(counts)]
 
 
 def predict(model: nn.Module, x: Tensor, *, tta: Views = "none") -> Tensor:

@@ -1,6 +1,5 @@
 """The training loop. Read this file first: it goes from top to bottom in the order of a run."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import Preempted, UserError
-from dist_train.evaluate import Evaluation, evaluate, look_again
+from dist_train.evaluate import Evaluation, batch_shapes, evaluate, look_again
 from dist_train.learner import Learner
 from dist_train.metrics import Clock, Progress, Window
 from dist_train.optim.losses import probabilities
@@ -119,12 +118,8 @@ class Trainer:
         for step in (0,) if self.config.data.drop_last else (0, last):
             batch = next(self.batches.steps(step, step + 1))
             self.learner.warm_up(batch, set(self.sizes[self.step :]))
-        # Full batches and the last, shorter ones: of all images, and of those looked at again.
-        at_once = self.config.data.eval_batch_size * self.here.world_size
-        images = len(self.judge.ids)
-        again = math.ceil(self.config.train.tta_share * images)
-        for count in {min(at_once, images), images % at_once, again % at_once} - {0}:
-            some = self.judge.first(count)
+        share = self.config.train.tta_share
+        for some in batch_shapes(self.judge, self.here.world_size, share=share):
             evaluate(self.learner.model, self.learner.augment, some, self.here)
 
     # The loop

@@ -45,21 +45,21 @@ def measure(settings: Settings) -> Measurements:
     def ideal(ranks: int) -> int:
         return ranks if device == "cuda" else 1
 
-    def contestant(ranks: int, *, meet: bool = True) -> partial[float]:
+    def contestant(ranks: int, *, all_reduce: bool = True) -> partial[float]:
         return partial(
             rate,
             ranks=ranks,
             threads=max(1, cores // ranks),
             timed_steps=steps,
             batch_size=BATCH_SIZE * ideal(ranks),
-            meet=meet,
+            all_reduce=all_reduce,
         )
 
     one = "images_per_second_1_ranks"
     contestants = {one: contestant(1)}
     for ranks in counts:
         contestants[f"images_per_second_{ranks}_ranks"] = contestant(ranks)
-        alone = contestant(ranks, meet=False)
+        alone = contestant(ranks, all_reduce=False)
         contestants[f"images_per_second_{ranks}_ranks_alone"] = alone
     rates = alternate(contestants, settings.repeats or REPEATS)
 
@@ -67,7 +67,8 @@ def measure(settings: Settings) -> Measurements:
     for name, timed in contestants.items():
         task = (
             f"resnet9 by torchrun on {device}, {precision}, {{timed_steps}} steps, after as many "
-            "untimed ones, of {batch_size} images, {ranks} ranks of {threads} threads, meet: {meet}"
+            "untimed ones, of {batch_size} images, {ranks} ranks of {threads} threads, "
+            "all-reduce: {all_reduce}"
         )
         found.add(name, task.format(**timed.keywords), rates[name])
     for ranks in counts:
@@ -92,7 +93,7 @@ def images_per_second(
     threads: int,
     timed_steps: int,
     batch_size: int,
-    meet: bool = True,
+    all_reduce: bool = True,
 ) -> float:
     """Throughput of a short run, from its middle to the last step but one.
 
@@ -111,7 +112,7 @@ def images_per_second(
             "train.max_steps": steps,
             "train.eval_every": 0,
             "train.log_every": timed_steps,
-            "train.local_steps": 1 if meet else steps,
+            "train.local_steps": 1 if all_reduce else steps,
             "runtime.device": device,
             "runtime.precision": precision,
             "runtime.threads": threads,
