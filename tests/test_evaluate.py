@@ -1,5 +1,7 @@
 """Test-time augmentation: which views, of which images."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from dist_train.build import EvaluationData
 from dist_train.config import RuntimeConfig
 from dist_train.data.augment import Augment, Policy
 from dist_train.data.resident import ResidentLoader
-from dist_train.evaluate import Evaluation, evaluate, look_again, predict, views
+from dist_train.evaluate import Evaluation, batch_shapes, evaluate, look_again, predict, views
 
 
 def some_pixels(number: int) -> Tensor:
@@ -83,3 +85,25 @@ def test_only_the_least_sure_images_are_looked_at_again(share: float, expected: 
         whole = evaluate(Always(), augment, data, here, tta="mirror")
         assert whole.samples == 10
         assert whole.accuracy == 0
+
+
+def batch_sizes(data: EvaluationData, world_size: int) -> set[int]:
+    """Of all ranks, in an evaluation of all these images."""
+    shares = np.array_split(data.ids, world_size)
+    first = range(0, len(data.ids), data.batch_size)
+    return {len(own[start : start + data.batch_size]) for own in shares for start in first} - {0}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_a_few_images_have_batches_of_all_sizes(world_size: int, share: float) -> None:
+    loader = ResidentLoader(
+        np.zeros((1, 6, 6, 3), np.uint8), batch_size=4, device=torch.device("cpu")
+    )
+    for images in range(1, 80):
+        data = EvaluationData("test", loader, torch.zeros(80), np.arange(images), 4)
+        again = data.first(math.ceil(share * images))
+        few = batch_shapes(data, world_size, share=share)
+        tried = set[int]().union(*(batch_sizes(some, world_size) for some in few))
+        assert tried == batch_sizes(data, world_size) | batch_sizes(again, world_size), images
+        assert all(len(some.ids) <= 4 * world_size for some in few)
