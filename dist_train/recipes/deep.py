@@ -18,15 +18,29 @@ def resnet18() -> Config:
 
 
 def resnet18_95() -> Config:
-    """ResNet-18 to 95 %: fewer epochs, and mirrored images in the last evaluation.
+    """The same network to 95 %, by the parts of the fast recipes: Muon, small images first, views.
 
     Its curve is the same on up to 4 ranks (BatchNorm's groups). Time and accuracy: not measured.
     """
     base = resnet18()
     return replace(
         base,
+        data=replace(
+            base.data,
+            flip="alternating",
+            cutout=12,
+            resolutions=(24, 28),
+            resolution_until=(0.35, 0.55),
+        ),
         model=replace(base.model, batch_norm_group=128),
-        train=replace(base.train, epochs=30, tta="mirror"),
+        optim=OptimConfig(
+            optimizer="muon",
+            learning_rate=0.03,
+            nesterov=True,
+            muon_learning_rate=0.1,
+            schedule="linear",
+        ),
+        train=replace(base.train, epochs=15, label_smoothing=0.2, tta="shift", tta_share=0.25),
     )
 
 
