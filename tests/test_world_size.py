@@ -24,7 +24,8 @@ CURVES = {
     ],
     "resnet18_95": [
         *("resnet18_95", *SLOW_MUON, "--model.widths", "4,8,8,8"),
-        *("--model.batch_norm_group", "16"),
+        *("--model.batch_norm_group", "16", "--optim.learning_rate", "0.0001"),
+        *("--optim.bias_learning_rate", "0.0001"),
     ],
     "cutmix_and_dropout": [
         *("cnn2", "--data.cutmix", "1.0", "--model.dropout", "0.5"),

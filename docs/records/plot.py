@@ -1,23 +1,30 @@
-"""Accuracy against seconds of all runs that records hold: makes a PNG."""
+"""Accuracy against seconds of all runs that records hold: makes a PNG, a panel for each machine."""
 
 import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import NullLocator
 
 from dist_train.figures import COLOURS, as_png, new_figure, styled
 from dist_train.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 HERE = Path(__file__).parent
+MACHINES = {  # by the names of folders, behind the date
+    "two-cpu-cores": "two cores, AMD EPYC",
+    "two-amx-cores": "two cores, Intel Xeon with AMX",
+}
 
 
-def programs() -> dict[tuple[str, bool], list[dict[str, Any]]]:
-    """Runs by the name of what was run, and whether it is a rival."""
+def programs(machine: str) -> dict[tuple[str, bool], list[dict[str, Any]]]:
+    """Runs on a machine by the name of what was run, and whether it is a rival."""
     found = defaultdict(list)
-    for path in sorted(HERE.glob("*/*/runs.jsonl")):
+    for path in sorted(HERE.glob(f"*-{machine}/*/runs.jsonl")):
         for run in map(json.loads, path.read_text().splitlines()):
             rival = not run["who"].startswith("seed")
             found[run["who"] if rival else path.parent.name, rival].append(run)
@@ -27,26 +34,33 @@ def programs() -> dict[tuple[str, bool], list[dict[str, Any]]]:
 def picture() -> bytes:
     """One point a run: circles for ours, squares for rivals, whose names are below."""
     with styled():
-        figure, panels = new_figure(1, 1, (7, 4.5))
-        panel = panels[0, 0]
-        for (name, rival), runs in programs().items():
-            seconds = [run["seconds"] for run in runs]
-            accuracies = [run["accuracy"] for run in runs]
-            panel.plot(seconds, accuracies, "s" if rival else "o", color=COLOURS[rival])
-            panel.annotate(
-                f"{name}, n = {len(runs)}",
-                (fmean(seconds), min(accuracies)) if rival else (min(seconds), fmean(accuracies)),
-                xytext=(0, -18) if rival else (-8, -4),
-                textcoords="offset points",
-                ha="center" if rival else "right",
-                color=COLOURS[rival],
-            )
-        panel.set(xscale="log", yscale="logit", ylim=(0.4, 0.97))  # the last points are the hardest
-        panel.set(yticks=[0.5, 0.6, 0.7, 0.8, 0.9, 0.94, 0.96], xlim=(0.3, 2e4))
-        panel.yaxis.set_minor_locator(NullLocator())
-        panel.set(xlabel="seconds, two CPU cores", ylabel="CIFAR-10 test accuracy")
-        panel.yaxis.set_major_formatter("{x:.0%}")
+        figure, panels = new_figure(len(MACHINES), 1, (7, 8), sharex=True)
+        for panel, (machine, title) in zip(panels[:, 0], MACHINES.items(), strict=True):
+            draw(panel, programs(machine))
+            panel.set_title(title, loc="left")
+        panel.set(xlabel="seconds")
         return as_png(figure)
+
+
+def draw(panel: "Axes", found: dict[tuple[str, bool], list[dict[str, Any]]]) -> None:
+    """The runs of a machine."""
+    for (name, rival), runs in found.items():
+        seconds = [run["seconds"] for run in runs]
+        accuracies = [run["accuracy"] for run in runs]
+        panel.plot(seconds, accuracies, "s" if rival else "o", color=COLOURS[rival])
+        panel.annotate(
+            f"{name}, n = {len(runs)}",
+            (fmean(seconds), min(accuracies)) if rival else (min(seconds), fmean(accuracies)),
+            xytext=(0, -18) if rival else (-8, -4),
+            textcoords="offset points",
+            ha="center" if rival else "right",
+            color=COLOURS[rival],
+        )
+    panel.set(xscale="log", yscale="logit", ylim=(0.4, 0.97))  # the last points are the hardest
+    panel.set(yticks=[0.5, 0.6, 0.7, 0.8, 0.9, 0.94, 0.96], xlim=(0.3, 2e4))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.set(ylabel="CIFAR-10 test accuracy")
+    panel.yaxis.set_major_formatter("{x:.0%}")
 
 
 if __name__ == "__main__":
