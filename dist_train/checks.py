@@ -69,6 +69,13 @@ def check_model(model: ModelConfig) -> None:
     """Options that the chosen network has, and a target that can be one."""
     at_least("--model.batch_norm_group", model.batch_norm_group, 0)
     require(0 <= model.dropout < 1, f"--model.dropout {model.dropout}: expected 0 to below 1")
+    for name in ("widths", "hidden"):
+        for size in getattr(model, name):
+            at_least(f"--model.{name}", size, 1)
+        require(
+            not getattr(model, name) or model.target is None,
+            f"--model.{name} {listed(getattr(model, name))}: {model.target} has its own",
+        )
     changed = {"activation": model.activation != "relu", "dropout": model.dropout > 0}
     for flag, used in changed.items():
         require(
@@ -101,7 +108,8 @@ def check_optim(optim: OptimConfig) -> None:
         "--optim.backbone_learning_rate: needs an --optim.learning_rate above 0",
     )
     at_least("--optim.patience", optim.patience, 0)
-    at_least("--optim.backbone_learning_rate", optim.backbone_learning_rate or 0.0, 0)
+    for name in ("bias_learning_rate", "backbone_learning_rate"):
+        at_least(f"--optim.{name}", getattr(optim, name) or 0.0, 0)
     require(
         not (optim.optimizer in ("sgd", "muon") and optim.nesterov and optim.momentum == 0),
         "--optim.nesterov: is a form of momentum; give --optim.momentum, or --optim.nesterov false",
@@ -145,6 +153,8 @@ def check_train(train: TrainConfig) -> None:
     require(0 < train.select <= 1, f"--train.select {train.select}: expected above 0, to 1")
     at_least("--train.select_group", train.select_group, 1)
     at_least("--train.proxy_every", train.proxy_every, 1)
+    for width in train.proxy_widths:
+        at_least("--train.proxy_widths", width, 1)
 
 
 def check_together(config: Config) -> None:
@@ -167,6 +177,12 @@ def check_together(config: Config) -> None:
         not (optim.schedule == "plateau" and train.eval_every == 0),
         "--optim.schedule plateau: looks at evaluations; set --train.eval_every to 1 or more",
     )
+    compression = config.runtime.gradient_compression
+    require(
+        train.local_steps == 1 or compression == "none",
+        f"--runtime.gradient_compression {compression}: with --train.local_steps "
+        f"{train.local_steps} no gradients travel; leave one of them out",
+    )
     require(
         train.accumulate == 1 or not group,
         f"--train.accumulate {train.accumulate}: parts of a batch would cut the groups of "
@@ -181,6 +197,12 @@ def check_together(config: Config) -> None:
         not model.sync_batch_norm or config.runtime.compile is False,
         "--model.sync_batch_norm true: torch cannot compile it; add --runtime.compile false, or "
         "use --model.batch_norm_group, which does the same for any world size",
+    )
+    require(
+        train.accumulate == 1 or not model.sync_batch_norm,
+        f"--train.accumulate {train.accumulate}: ranks may hold unequal numbers of parts, and "
+        "--model.sync_batch_norm true would wait for those that are not there; leave one of them "
+        "out",
     )
     if train.select < 1:
         check_selection(config)

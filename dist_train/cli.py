@@ -134,15 +134,26 @@ def evaluate(arguments: Sequence[str]) -> None:
         "--corruptions", action="store_true", help="also with noise, blur and less contrast"
     )
     parser.add_argument("--calibration", action="store_true", help="also draw RUN/reliability.png")
+    add_data_folders(parser)
     given = parser.parse_args(arguments)
     from dist_train.evaluate_run import describe, evaluate_run
 
     result = evaluate_run(
-        Path(given.run), corruptions=given.corruptions, calibration=given.calibration
+        Path(given.run),
+        corruptions=given.corruptions,
+        calibration=given.calibration,
+        root=given.root,
+        cache=given.cache,
     )
     if os.environ.get("RANK", "0") != "0":
         return
     print(json.dumps(result) if given.json else describe(result))
+
+
+def add_data_folders(parser: options.Parser) -> None:
+    """Flags for a run whose data lie somewhere else by now, or on another machine."""
+    parser.add_argument("--data.root", dest="root", metavar="DIR", help="what holds the data sets")
+    parser.add_argument("--data.cache", dest="cache", metavar="DIR", help="for prepared files")
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -188,10 +199,12 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("run", help="the run's directory")
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS, help="of the file")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: in the run's directory")
+    add_data_folders(parser)
     given = parser.parse_args(arguments)
     from dist_train.export import export as write
 
-    path, difference = write(Path(given.run), given.format, given.out)
+    folders = {"root": given.root, "cache": given.cache}
+    path, difference = write(Path(given.run), given.format, given.out, **folders)
     print(f"{path}: probabilities within {difference:.1e} of the trained model's")
 
 

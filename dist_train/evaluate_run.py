@@ -14,13 +14,19 @@ from dist_train.trained import load_trained, wherever
 
 
 def evaluate_run(
-    folder: Path, *, corruptions: bool = False, calibration: bool = False
+    folder: Path,
+    *,
+    corruptions: bool = False,
+    calibration: bool = False,
+    root: str | None = None,
+    cache: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a finished run's weights on the test set, on any machine and number of ranks.
 
     Args:
         corruptions: also on corrupted images, see robustness.py.
         calibration: also draw <folder>/reliability.png, see calibration.py.
+        root, cache: see trained.wherever.
 
     Returns:
         run, samples, test_accuracy, test_accuracy_tta, test_loss and world_size; if asked for,
@@ -30,8 +36,8 @@ def evaluate_run(
         UserError: there is no such run, it is not finished, or its test set is not to be had.
     """
     trained = load_trained(folder)
-    config = trained.config
-    with runtime.start(wherever(config.runtime)) as here:
+    config = wherever(trained.config, root=root, cache=cache)
+    with runtime.start(config.runtime) as here:
         prepared = prepare_dataset(config.data)
         if prepared.manifest.classes != trained.manifest.classes:
             raise UserError(

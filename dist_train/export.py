@@ -21,7 +21,7 @@ from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.model_card import model_card
 from dist_train.optim.losses import probabilities
-from dist_train.trained import Trained, assemble, load_trained, read_summary
+from dist_train.trained import Trained, assemble, load_trained, read_summary, wherever
 
 CHECK_IMAGES = 256
 TOLERANCE = 1e-4
@@ -63,7 +63,14 @@ class Format:
     """Packages that are not always there."""
 
 
-def export(run: Path, format_name: str, out: Path | None = None) -> tuple[Path, float]:
+def export(
+    run: Path,
+    format_name: str,
+    out: Path | None = None,
+    *,
+    root: str | None = None,
+    cache: str | None = None,
+) -> tuple[Path, float]:
     """Writes a finished run's model, and a model card beside it (<out>.md).
 
     The model is computed in float32 on the CPU, and compared with the file's on test images in
@@ -72,6 +79,7 @@ def export(run: Path, format_name: str, out: Path | None = None) -> tuple[Path, 
     Args:
         format_name: a key of FORMATS.
         out: default `exported` with the format's suffix, in the run's directory.
+        root, cache: see trained.wherever.
 
     Returns:
         The file, and the largest difference of a probability.
@@ -90,7 +98,7 @@ def export(run: Path, format_name: str, out: Path | None = None) -> tuple[Path, 
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder, expected a file")
     trained, summary = load_trained(run), read_summary(run)
-    images = read_test_images(trained.config, CHECK_IMAGES)
+    images = read_test_images(wherever(trained.config, root=root, cache=cache), CHECK_IMAGES)
     content = chosen.write(trained, images[:2])
     difference = largest_difference(Classifier(trained), chosen.read(content), images)
     if not difference <= TOLERANCE:  # nor not a number
@@ -132,7 +140,7 @@ def write_safetensors(trained: Trained, images: Images) -> bytes:
     """Weights, and all that is needed to use them in the header; read by `load_safetensors`."""
     from safetensors.torch import save
 
-    weights = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    weights = runs.apart(trained.model.state_dict())
     header = {
         "config": json.dumps(trained.config.as_dict()),
         "manifest": json.dumps(asdict(trained.manifest)),

@@ -76,6 +76,11 @@ def with_legend(figure: "Figure", panels: Sequence["Axes"]) -> "Figure | None":
     return figure
 
 
+def in_legend(name: str) -> str:
+    """A label that matplotlib shows: it leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def as_svg(figure: "Figure") -> str:
     """The drawing as an `<svg>` element that takes its colours from the page."""
     with io.StringIO() as buffer:

@@ -38,6 +38,7 @@ def link_atomically(path: Path, target: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a process that was killed while writing left below a folder."""
-    for temporary in folder.rglob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    """Deletes what a process that was killed while writing left in a folder and those in it."""
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for temporary in folder.glob(pattern):
+            temporary.unlink(missing_ok=True)

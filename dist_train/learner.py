@@ -13,6 +13,7 @@ from dist_train.checkpoint import TrainState
 from dist_train.config import Config
 from dist_train.data.batches import Batch
 from dist_train.data.prepare import Prepared
+from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation
 from dist_train.flops import forward_flops
 from dist_train.metrics import Clock, Progress
@@ -57,7 +58,7 @@ class Learner:
         with clock.phase("initialise"):
             self.model = here.place(build.network(config, prepared, self.augment))
             self.selector = build.selector(config, prepared, self.augment, here)
-        self.flops = forward_flops(self.model, manifest.image_shape)
+        self.flops = flops_of_sizes(config, self.model, manifest.image_shape, sizes)
         if config.model.sync_batch_norm:
             self.model = here.synchronize_norms(self.model)
         if state:
@@ -68,6 +69,11 @@ class Learner:
             self.norms += grouped_norms(self.selector.step.model)
         self.alone = train.local_steps > 1
         """Whether ranks train on their own between two meetings."""
+        if self.alone and here.precision == "fp16":
+            raise UserError(
+                f"--train.local_steps {train.local_steps}: with --runtime.precision fp16 ranks "
+                "skip steps of their own and cannot be averaged; choose bf16 or fp32"
+            )
         self.optimizers = build.optimizers(config.optim, self.model, same_gradients=not self.alone)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
         averages = train.ema or train.average_tail
@@ -170,8 +176,9 @@ class Learner:
         return learning_rates(self.optimizers)
 
     def is_finite(self) -> bool:
-        """Whether no weight is infinite or not a number; waits for the device."""
-        return all_finite(self.model.parameters())
+        """Whether all weights, also a proxy's, are finite numbers; waits for the device."""
+        proxy = () if self.selector is None else self.selector.step.model.parameters()
+        return all_finite([*self.model.parameters(), *proxy])
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
         """Compiles forward and backward for image sizes; weights and buffers stay as they are."""
@@ -225,6 +232,31 @@ class Learner:
             self.averaged.load_state_dict(state.averaged)
         if self.selector is not None:
             self.selector.load_state_dict(state.proxy)
+
+
+def flops_of_sizes(
+    config: Config, model: nn.Module, image_shape: tuple[int, int, int], sizes: Iterable[int]
+) -> int:
+    """Operations of a forward pass at full size; tries the other sizes of a run as well.
+
+    Raises:
+        UserError: one of our own networks cannot take them, which is better known before a run.
+    """
+    height, width, channels = image_shape
+    smaller = sorted({(size, size) for size in sizes} - {(height, width)})
+    flops = 0
+    for size in (*smaller, (height, width)):
+        try:
+            flops = forward_flops(model, (*size, channels))
+        except RuntimeError as error:
+            if config.model.target is not None:
+                raise
+            raise UserError(
+                f"{config.model.name} cannot take images of {size[0]}x{size[1]} pixels with these "
+                f"--model.widths ({str(error).splitlines()[0]}): choose others, or larger "
+                "--data.resolutions or --data.image_size"
+            ) from error
+    return flops
 
 
 def restore_buffer(buffer: Tensor, of_ranks: Sequence[Tensor], here: Runtime) -> None:

@@ -61,7 +61,7 @@ def predict_images(
     files = find_images(paths)
     trained = load_trained(run)
     predicted = 0
-    with runtime.start(wherever(trained.config.runtime)) as here, ThreadPoolExecutor() as pool:
+    with runtime.start(wherever(trained.config).runtime) as here, ThreadPoolExecutor() as pool:
         trained.augment.to(here.device)
         here.place(trained.model)
         for start in range(0, len(files), BATCH_SIZE):

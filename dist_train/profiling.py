@@ -1,6 +1,7 @@
 """`--train.profile START:STOP`: a trace of some steps, and where their time went."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,9 +10,12 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.metrics import Clock
 from dist_train.runtime import Runtime
+
+log = logging.getLogger("dist_train")
 
 TOP = 12  # operators that are printed
 _NOTHING = nullcontext()
@@ -80,11 +84,13 @@ class Profiler:
             return
         seconds["all_reduce"] = all_reduce_seconds(tracer)
         per_step = {name: value / steps for name, value in seconds.items()}
-        self._folder.mkdir(parents=True, exist_ok=True)
         trace = self._folder / f"steps-{self._start}-{stop}.pt.trace.json"
-        tracer.export_chrome_trace(str(trace))
         content = {"steps": steps, **{name: round(s, 9) for name, s in per_step.items()}}
-        write_atomically(self._folder / "step_seconds.json", json.dumps(content).encode())
+        try:
+            write_atomically(self._folder / "step_seconds.json", json.dumps(content).encode())
+            tracer.export_chrome_trace(str(trace))
+        except (UserError, OSError) as error:  # it may not cost the run
+            log.warning("no trace of steps %d to %d: %s", self._start, stop, error)
         self._runtime.say(f"{trace}: {described(per_step)}\n{top_operators(tracer, steps)}")
 
 

@@ -24,6 +24,7 @@ from dist_train.config import Config
 from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
 from dist_train.files import remove_leftovers, write_atomically
+from dist_train.ownership import claim
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,24 +71,24 @@ def new_name(output: Path, recipe: str) -> str:
 
 
 def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
-    """Makes the run's directory, or checks that it is this run's.
+    """Makes the run's directory, or checks that it is this run's, and claims it.
 
     Returns:
         The summary, if the run is finished.
 
     Raises:
-        UserError: the directory is another run's, or cannot be written.
+        UserError: the directory is another run's, another process trains in it, or it cannot be
+            written.
     """
     path = folder / "config.json"
-    remove_leftovers(folder)
     if path.exists():
         if config.checkpoint.resume == "never":
             raise UserError(f"{folder} exists: choose another --name, or --checkpoint.resume auto")
         check_same(read_json(path), config, folder)
-        return read_summary(folder)
-    probe = folder / ".writable.tmp"
-    write_atomically(probe, b"")
-    probe.unlink()
+        if summary := read_summary(folder):
+            return summary
+    claim(folder)
+    remove_leftovers(folder)
     return None
 
 
@@ -159,9 +160,21 @@ def finish(
     from safetensors.torch import save
 
     for name, tensors in {"model": weights, "predictions": answers}.items():
-        contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-        write_atomically(folder / f"{name}.safetensors", save(contiguous))
+        write_atomically(folder / f"{name}.safetensors", save(apart(tensors)))
     write_json(folder / "summary.json", summary)
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, each with memory of its own, as safetensors wants them.
+
+    Layers of a network may share theirs.
+    """
+    from torch import contiguous_format
+
+    return {
+        name: tensor.cpu().clone(memory_format=contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def check_same(stored: Mapping[str, Any], config: Config, folder: Path) -> None:

@@ -285,7 +285,7 @@ def farewell(state: PartialState, *, cpu: bool) -> Iterator[None]:
         yield
     except (Preempted, UserError):
         raise
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         together = cpu
         raise
     finally:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dist_train import build, runs, runtime
+from dist_train import build, ownership, runs, runtime
 from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
@@ -52,6 +52,8 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
             here.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
             here.barrier()  # a rank that leaves while others still arrive can take them down
             return finished
+        if here.is_main:
+            resources.callback(ownership.release, folder)
         trainer = Trainer(config, folder, here, clock)
         if dry_run:
             trainer.judge = trainer.judge.first(config.data.eval_batch_size)
@@ -119,8 +121,10 @@ class Trainer:
             batch = next(self.batches.steps(step, step + 1))
             self.learner.warm_up(batch, set(self.sizes[self.step :]))
         share = self.config.train.tta_share
+        on_the_way = sorted(set(self.sizes[self.step : -1])) if self.eval_steps else []
         for some in batch_shapes(self.judge, self.here.world_size, share=share):
-            evaluate(self.learner.model, self.learner.augment, some, self.here)
+            for size in (*on_the_way, None):
+                evaluate(self.learner.model, self.learner.augment, some, self.here, size=size)
 
     # The loop
 
@@ -189,7 +193,7 @@ class Trainer:
             self.learner.meet(averages_too=True)
         if log_due or save_due or stop:
             window = self.progress.window()
-            self.check_finite(window, weights_too=save_due or stop)
+            self.check_finite(window, weights_too=eval_due or save_due or stop)
         if log_due:
             self.last_line = {
                 "step": self.step,

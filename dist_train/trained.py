@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dist_train import build, runs
-from dist_train.config import Config, RuntimeConfig
+from dist_train.config import Config
 from dist_train.data.augment import Augment
 from dist_train.data.prepare import Manifest, parse_manifest
 from dist_train.errors import UserError
@@ -28,9 +28,16 @@ class Trained:
     """Normalised float32 (n, C, H, W) to logits (n, classes)."""
 
 
-def wherever(settings: RuntimeConfig) -> RuntimeConfig:
-    """To use a model with: what is here need not be what it was trained on."""
-    return replace(settings, device="auto", compile=False, cuda_graphs=False)
+def wherever(config: Config, *, root: str | None = None, cache: str | None = None) -> Config:
+    """To use a model with: what is here need not be what it was trained on.
+
+    Args:
+        root, cache: where data sets are, and prepared ones; None: where they were then.
+    """
+    runtime = replace(config.runtime, device="auto", compile=False, cuda_graphs=False)
+    data = replace(config.data, loader="auto", threads=1)
+    data = replace(data, root=root or data.root, cache=cache or data.cache)
+    return replace(config, runtime=runtime, data=data)
 
 
 def load_trained(folder: Path) -> Trained:
@@ -41,8 +48,11 @@ def load_trained(folder: Path) -> Trained:
     """
     config = runs.read_config(folder)
     weights, manifest_path = folder / "model.safetensors", folder / "manifest.json"
+    again = "run the same command again"
+    if (folder / "summary.json").exists():  # that is what marks a run as finished
+        again = f"remove {folder / 'summary.json'} and {again}"
     if not weights.exists():
-        raise UserError(f"{folder} is not finished: expected {weights}; run the same command again")
+        raise UserError(f"{folder} is not finished: expected {weights}; {again}")
     try:
         manifest = parse_manifest(manifest_path.read_text())
     except OSError as error:
@@ -57,8 +67,9 @@ def load_trained(folder: Path) -> Trained:
     try:
         return assemble(config, manifest, load_file(weights))
     except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{weights} is damaged or no {config.model.name}: {str(error).splitlines()[0]}"
+            f"{weights} is damaged or no {config.model.name} ({reason}): {again}"
         ) from error
 
 

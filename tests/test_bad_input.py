@@ -72,6 +72,17 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
             "quickstart --train.accumulate 2 --runtime.cuda_graphs true",
             ["--train.accumulate 2", "--runtime.cuda_graphs true"],
         ),
+        (
+            "resnet9 --model.sync_batch_norm true --runtime.compile false --train.accumulate 2",
+            ["--train.accumulate 2", "--model.sync_batch_norm true"],
+        ),
+        ("lenet --model.widths 6,-16", ["--model.widths -16", "1 or more"]),
+        ("lenet --optim.bias_learning_rate=-1", ["--optim.bias_learning_rate -1", "0 or more"]),
+        ("cnn2 --model.target a:net --model.hidden 8", ["--model.hidden 8", "a:net has its own"]),
+        (
+            "quickstart --train.local_steps 8 --runtime.gradient_compression bf16",
+            ["--runtime.gradient_compression bf16", "--train.local_steps 8"],
+        ),
         ("cifar10_96 --train.local_steps 4", ["--train.local_steps 4", "--train.select 0.5"]),
     ],
 )

@@ -23,13 +23,16 @@ def images() -> torch.Tensor:
 
 
 def test_the_command_finds_the_runs_figures_and_more(
-    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_run: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "run")
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    settings["runtime"] |= {"device": "cuda", "compile": True, "cuda_graphs": True}  # elsewhere
+    # Trained elsewhere.
+    settings["runtime"] |= {"device": "cuda", "compile": True, "cuda_graphs": True}
+    settings["data"] |= {"cache": "/dev/null/local", "threads": 1000}
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-    command = ["eval", str(tmp_path / "run"), "--corruptions", "--calibration"]
+    here = ["--data.cache", str(cache)]
+    command = ["eval", str(tmp_path / "run"), "--corruptions", "--calibration", *here]
     assert main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     before = summary(trained_run)

@@ -1,11 +1,16 @@
 """What a run does about damage: losses that are no numbers, full disks, spoilt files."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,10 +25,12 @@ from tests.conftest import (
     cut_after,
     dist_train,
     folder,
+    lines_so_far,
     losses,
     metrics,
     summary,
     torchrun,
+    until,
     weights,
 )
 
@@ -94,7 +101,98 @@ def test_by_default_the_first_ends_the_run(fragile: Callable[[set[int]], Config]
     )
 
 
+class Spoilt(Fragile):
+    """A network whose loss stays finite at these batches, while its weights become no numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See Fragile."""
+        if self.training:
+            step = self.seen.setdefault(x.double().sum().item(), len(self.seen))
+            if step in self.breaks_at:
+                weight = next(self.network.parameters())
+                x = x + (weight.sum() * 0).sqrt()  # 0, with a gradient that is 0 times infinity
+        out: Tensor = self.network(x)
+        return out
+
+
+def test_no_checkpoint_holds_weights_that_are_no_numbers(
+    small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(inputs: models.Inputs, *_: tuple[int, ...]) -> nn.Module:
+        return Spoilt(models.build("cnn2", inputs), {7})  # the last step of the first epoch
+
+    monkeypatch.setitem(models.MODELS, "spoilt", models.Architecture(build))
+    config = replace(
+        small,
+        model=replace(small.model, name="spoilt"),  # type: ignore[arg-type]
+        checkpoint=CheckpointConfig(every_steps=100),  # only the best so far is kept before
+    )
+    with pytest.raises(UserError, match="loss of step 8 is not finite"):
+        train(config)
+    assert not list((folder(config) / "checkpoints").glob("step-*"))
+
+
+def test_nor_a_proxy_whose_weights_are_no_numbers(
+    small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(inputs: models.Inputs, widths: Sequence[int], _: Sequence[int]) -> nn.Module:
+        network = models.build("cnn2", inputs, widths)
+        return Spoilt(network, {4}) if tuple(widths) == (4, 8) else network
+
+    monkeypatch.setitem(models.MODELS, "spoilt", models.Architecture(build, widths=(8, 16)))
+    config = replace(
+        small,
+        data=replace(small.data, drop_last=True),
+        model=replace(small.model, name="spoilt"),  # type: ignore[arg-type]
+        train=replace(small.train, select=0.5, select_group=16, proxy_widths=(4, 8)),
+        checkpoint=CheckpointConfig(every_steps=6),
+    )
+    with pytest.raises(UserError, match="step 6 is not finite"):
+        train(config)
+    assert not list((folder(config) / "checkpoints").glob("step-*"))
+
+
 # Ways of stopping and going on
+
+
+def test_a_second_process_does_not_train_in_the_same_run(tmp_path: Path, cache: Path) -> None:
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--name", "run"]
+    flags += ["--train.epochs", "300", "--train.log_every", "1", "--runtime.threads", "1"]
+    run_folder = tmp_path / "runs" / "run"
+    command = [sys.executable, "-m", "dist_train", "train", *flags]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as first:
+        until(lambda: lines_so_far(run_folder) > 0, "the first line", 120)
+        unfinished = run_folder / ".metrics.jsonl.1.tmp"
+        unfinished.touch()
+        done = dist_train("train", *flags, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"process {first.pid} of this machine trains this run" in done.stderr
+        assert unfinished.exists()  # another's files are left alone
+        lines = lines_so_far(run_folder)
+        until(lambda: lines_so_far(run_folder) > lines, "more lines of the first one")
+        first.kill()
+    (run_folder / "STOP").touch()
+    assert dist_train("train", *flags, cwd=tmp_path).returncode == 75  # killed: nobody's
+    assert not unfinished.exists()
+    assert not list((tmp_path / "runs").rglob(".owner*"))
+
+
+def test_of_other_processes_nobody_is_kept_waiting(small: Config) -> None:
+    """Neither by one that is gone, nor by a later one of its number, nor by other machines'."""
+    me, parent = psutil.Process(), psutil.Process(os.getppid())
+    here, started = socket.gethostname(), parent.create_time()
+    owners = [
+        {"host": here, "pid": parent.pid, "started": started - 1000},
+        {"host": here, "pid": 2**22 + 1, "started": started},
+        {"host": f"not-{here}", "pid": parent.pid, "started": started},
+        {"host": here, "pid": me.pid, "started": me.create_time()},
+        {"damaged": True},
+    ]
+    for number, owner in enumerate(owners):
+        config = replace(small, name=f"run{number}", train=replace(small.train, max_steps=1))
+        folder(config).mkdir(parents=True)
+        (folder(config) / ".owner.json").write_text(json.dumps(owner))
+        assert train(config)["steps"] == 1
 
 
 def test_lines_of_metrics_do_not_show_where_a_run_was_cut(small: Config) -> None:

@@ -20,7 +20,7 @@ from dist_train.errors import UserError
 from dist_train.report.answers import answers, judged_images
 from dist_train.report.groups import Group, curve, grouped
 from dist_train.report.page import write_report
-from dist_train.report.plots import plot_runs
+from dist_train.report.plots import draw_curves, plot_runs
 from dist_train.report.reading import Run, read_run
 from tests.conftest import SMALL, dist_train, metrics, summary
 
@@ -214,6 +214,17 @@ def test_what_is_no_run_and_what_cannot_be_written_is_refused(real: Path, tmp_pa
         write_report([real / "runs" / "a"], tmp_path / "file" / "page.html")
 
 
+def test_a_name_that_begins_with_an_underscore_has_its_curves(tmp_path: Path) -> None:
+    group = Group("_debug", [read_run(make_run(tmp_path / "_debug", steps=20))])
+    figure = draw_curves([group], "accuracy", ["epoch"])
+    assert figure is not None
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == [
+        "_debug, train",
+        "_debug, test",
+    ]
+
+
 def test_a_name_is_no_markup(tmp_path: Path) -> None:
     run = make_run(tmp_path / "<b>x & y", 10)
     assert "<b>x" not in page_of([run], tmp_path / "page.html")
@@ -228,6 +239,12 @@ def test_the_state_of_a_run(real: Path, tmp_path: Path) -> None:
     for path in [*run.rglob("*"), run]:
         os.utime(path, (hours_ago, hours_ago), follow_symlinks=False)
     assert read_run(run).state == "stopped"  # its last checkpoint is as new as its last line
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text("")  # it was stopped before the first one
+    os.utime(run / "metrics.jsonl", (hours_ago, hours_ago))
+    assert read_run(run).state == "stopped"
+    (run / "metrics.jsonl").write_text(lines)
+    os.utime(run / "metrics.jsonl", (hours_ago, hours_ago))
     for path in (run / "checkpoints").glob("step-*"):
         path.unlink()
     os.utime(run / "checkpoints", (hours_ago, hours_ago))

@@ -24,6 +24,7 @@ from dist_train.config import (
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.evaluate_run import evaluate_run
+from dist_train.export import export
 from dist_train.train import train
 from tests.conftest import (
     SMALL,
@@ -271,6 +272,53 @@ def test_a_finished_run_is_not_run_again(small: Config) -> None:
     before = (folder(small) / "metrics.jsonl").stat().st_mtime_ns
     assert train(small) == first
     assert (folder(small) / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "size"),
+    [
+        ({"name": "vit", "widths": (200,)}, {}, 32),
+        ({"name": "cnn4"}, {"image_size": 8}, 8),
+        ({"name": "whitened"}, {"resolutions": (4,), "resolution_until": (0.5,)}, 4),
+    ],
+)
+def test_sizes_that_a_network_cannot_take_are_found_before_the_run(
+    small: Config, model: dict[str, Any], data: dict[str, Any], size: int
+) -> None:
+    impossible = replace(
+        small, model=ModelConfig(**model), data=replace(small.data, crop_padding=0, **data)
+    )
+    with pytest.raises(UserError, match=f"cannot take images of {size}x{size} pixels"):
+        train(impossible)
+    assert train(small)["steps"] == 16  # nothing stands in the way of the corrected command
+
+
+def test_ranks_on_their_own_do_not_skip_steps_of_their_own(small: Config) -> None:
+    alone = replace(
+        small,
+        train=replace(small.train, local_steps=2),
+        runtime=replace(small.runtime, precision="fp16"),
+    )
+    with pytest.raises(UserError, match=r"--train\.local_steps 2: .* fp16"):
+        train(alone)
+
+
+def test_layers_of_ones_own_may_share_their_weights(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shared_layers.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes, image_shape):\n"
+        "    block = nn.Linear(16, 16)\n"
+        "    first, last = nn.Linear(3072, 16), nn.Linear(16, num_classes)\n"
+        "    return nn.Sequential(nn.Flatten(), first, block, nn.ReLU(), block, last)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = replace(small, model=ModelConfig(target="shared_layers:build"))
+    accuracy = train(own)["test_accuracy"]
+    assert torch.equal(weights(own)["2.weight"], weights(own)["4.weight"])
+    assert evaluate_run(folder(own))["test_accuracy"] == accuracy
+    export(folder(own), "safetensors")
 
 
 def test_another_config_under_the_same_name_is_refused(small: Config) -> None:

@@ -196,8 +196,8 @@ class Augment(nn.Module):
         # The centre is inside: clamping cuts the square off at the edges.
         y = (draws[:, CUT_Y, None].long() + square).clamp(0, height - 1)
         z = (draws[:, CUT_X, None].long() + square).clamp(0, width - 1)
-        x[n, y[:, :, None], z[:, None, :]] = 0
-        return x
+        # A number would wait for the device in versions of torch before 2.15.
+        return x.index_put_((n, y[:, :, None], z[:, None, :]), x.new_zeros(()))
 
     def _mix(self, x: Tensor, draws: Tensor) -> Tensor:
         """Samples with their partners: averaged (mix-up) or with a pasted box (CutMix)."""
@@ -242,9 +242,12 @@ def per_image(values: Tensor) -> Tensor:
 
 
 def reflect(index: Tensor, size: int) -> Tensor:
-    """Indices beyond [0, size) mirrored back in, without repeating the edge."""
+    """Indices beyond [0, size) mirrored back in, without repeating the edge.
+
+    Those further off than a mirror image reaches end up at the edge: zero padding covers them.
+    """
     index = index.abs()
-    return torch.where(index < size, index, 2 * (size - 1) - index)
+    return torch.where(index < size, index, 2 * (size - 1) - index).clamp(min=0)
 
 
 def inside_image(index: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The published data sets: where they come from, and how to get them.
 
-A download ends in checked, unpacked files, or leaves nothing half-written.
+A download ends in checked, unpacked files, or in none; one that is killed leaves a `.download-`
+folder beside them, which counts for nothing.
 """
 
 import gzip

@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from dist_train.errors import UserError
 from dist_train.models.layers import ACTIVATIONS, fully_connected
 
 
@@ -48,6 +49,9 @@ def cnn(
         hidden: units of each hidden layer behind them.
         activation, dropout: see layers.fully_connected.
         kernel, padding: of the convolutions, in pixels.
+
+    Raises:
+        UserError: nothing would be left of an image.
     """
     height, width, channels = image_shape
     layers: list[nn.Module] = []
@@ -56,6 +60,12 @@ def cnn(
         conv = nn.Conv2d(channels, out_channels, kernel, padding=padding)
         layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
         channels, height, width = out_channels, (height - lost) // 2, (width - lost) // 2
+    if min(height, width) < 1:
+        raise UserError(
+            f"{len(widths)} convolutions of {kernel}x{kernel} pixels, each with a pool, cannot "
+            f"take images of {image_shape[0]}x{image_shape[1]} pixels; choose a larger "
+            "--data.image_size"
+        )
     inputs = channels * height * width
     head = fully_connected(inputs, hidden, num_classes, activation, dropout)
     return nn.Sequential(*layers, nn.Flatten(), *head)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.figures import COLOURS, new_figure, styled, with_legend
+from dist_train.figures import COLOURS, in_legend, new_figure, styled, with_legend
 from dist_train.report.groups import Axis, Group, curve
 from dist_train.report.reading import Run, is_number, read_run
 
@@ -58,7 +58,7 @@ def draw_curve(
         marker="" if training or len(values.x) > 40 else "o",
         markersize=3.5,
         color=colour,
-        label=label,
+        label=in_legend(label),
     )
     if len(group.runs) > 1:
         panel.fill_between(values.x, values.low, values.high, color=colour, alpha=0.18, linewidth=0)
@@ -78,7 +78,8 @@ def draw_progress(groups: Sequence[Group]) -> "Figure | None":
             if values is None:
                 continue
             colour = COLOURS[number % len(COLOURS)]
-            panel.plot(values.x, values.mean, color=colour, linewidth=1.5, label=group.label)
+            label = in_legend(group.label)
+            panel.plot(values.x, values.mean, color=colour, linewidth=1.5, label=label)
             if len(group.runs) > 1:
                 panel.fill_between(
                     values.x, values.low, values.high, color=colour, alpha=0.18, lw=0

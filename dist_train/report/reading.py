@@ -62,7 +62,7 @@ class Run:
         patience = min(limit, max(_PATIENCE, 3 * max(pauses[-50:]))) if pauses else limit
         if time.time() - self.changed < patience:
             return "running"
-        return "stopped" if self.saved_step >= self.step > 0 else "failed"
+        return "stopped" if self.saved_step and self.saved_step >= self.step else "failed"
 
     @property
     def step(self) -> int:

@@ -44,6 +44,9 @@ class JsonLines(Tracker):
         """See Tracker."""
         first_failure = not self._waiting
         self._waiting += encode(metrics)
+        self._write(warn=first_failure)
+
+    def _write(self, *, warn: bool) -> None:
         size = self._file.tell()
         try:
             if self._file.write(self._waiting) < len(self._waiting):
@@ -52,11 +55,13 @@ class JsonLines(Tracker):
         except OSError as error:
             self._file.truncate(size)  # no half lines
             self._file.seek(size)
-            if first_failure:
+            if warn:
                 log.warning("%s cannot be written: %s", self._path, error.strerror)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """See Tracker."""
+        if self._waiting:
+            self._write(warn=True)
         self._file.close()
 
 

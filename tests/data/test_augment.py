@@ -71,14 +71,14 @@ def test_evaluation_only_normalizes() -> None:
     assert x.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("mode", ["reflect", "zero"])
-def test_flip_and_crop_are_those_of_a_padded_image(mode: Any) -> None:
-    policy = Policy(flip="random", crop_padding=4, crop_mode=mode)
+@pytest.mark.parametrize(("mode", "padding"), [("reflect", 4), ("zero", 4), ("zero", 70)])
+def test_flip_and_crop_are_those_of_a_padded_image(mode: Any, padding: int) -> None:
+    policy = Policy(flip="random", crop_padding=padding, crop_mode=mode)
     images, draws = some_images(64), drawn(policy, range(64))
     x = augment(policy)(images, draws)
     padded = F.pad(
         images.permute(0, 3, 1, 2).float(),
-        (4, 4, 4, 4),
+        (padding, padding, padding, padding),
         mode="reflect" if mode == "reflect" else "constant",
     ).to(torch.uint8)
     assert draws[:, FLIP].unique().tolist() == [0, 1]
