@@ -20,7 +20,8 @@ def resnet18() -> Config:
 def resnet18_95() -> Config:
     """The same network to 95 %, by the parts of the fast recipes: Muon, small images first, views.
 
-    Its curve is the same on up to 4 ranks (BatchNorm's groups). Time and accuracy: not measured.
+    Its curve is the same on up to 4 ranks (BatchNorm's groups). 95.03 %, 94.16 % without the views
+    (one seed), in 4,673 s on two cores of an Intel Xeon with AMX (docs/records).
     """
     base = resnet18()
     return replace(
