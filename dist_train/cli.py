@@ -203,8 +203,9 @@ def export(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     from dist_train.export import export as write
 
-    folders = {"root": given.root, "cache": given.cache}
-    path, difference = write(Path(given.run), given.format, given.out, **folders)
+    path, difference = write(
+        Path(given.run), given.format, given.out, root=given.root, cache=given.cache
+    )
     print(f"{path}: probabilities within {difference:.1e} of the trained model's")
 
 
