@@ -57,7 +57,7 @@ def bench(subject: str, cache: Path) -> dict[str, Any]:
 
 
 def assert_sound(report: dict[str, Any], subject: str) -> None:
-    """All keys are there, and every figure is finite and positive."""
+    """All keys are there, with figures that can be, however the machine's speed changed."""
     assert set(report) == {"ratios", "measured", "hardware", "versions", "git_commit"}
     assert set(report["ratios"]) == RATIOS[subject]
     for name, figure in report["measured"].items():
@@ -70,7 +70,8 @@ def assert_sound(report: dict[str, Any], subject: str) -> None:
         assert math.isfinite(value)
     assert all(value > 0 for value in figures)
     for name, value in report["ratios"].items():
-        assert abs(value) < 1 if "share" in name else value > 0
+        # A share is one less a ratio of two speeds: on a machine that got faster, less than -1.
+        assert value < 1 if "share" in name else value > 0
     machine = {"cpu", "cpu_mhz", "cores", "torch_threads", "gpu", "gpu_clocks", "load_before"}
     assert machine == set(report["hardware"])
     assert report["versions"]["torch"]
