@@ -47,12 +47,12 @@ def check_data(data: DataConfig) -> None:
     )
     require(
         len(data.resolutions) == len(data.resolution_until),
-        f"--data.resolutions {listed(data.resolutions)} and --data.resolution_until "
-        f"{listed(data.resolution_until)}: give one end to each resolution",
+        f"--data.resolutions {as_typed(data.resolutions)} and --data.resolution_until "
+        f"{as_typed(data.resolution_until)}: give one end to each resolution",
     )
     require(
         list(data.resolution_until) == sorted(data.resolution_until),
-        f"--data.resolution_until {listed(data.resolution_until)}: expected rising shares",
+        f"--data.resolution_until {as_typed(data.resolution_until)}: expected rising shares",
     )
     for share in data.resolution_until:
         within("--data.resolution_until", share, 0, 1)
@@ -63,6 +63,11 @@ def check_data(data: DataConfig) -> None:
         "--data.storage jpeg is read by --data.loader stream only",
     )
     require(0 < data.fraction <= 1, f"--data.fraction {data.fraction}: expected above 0, to 1")
+    require(
+        data.train_samples == 20_000 or data.dataset == "shapes",
+        f"--data.train_samples {data.train_samples}: is for shapes; --data.fraction takes a share "
+        f"of {data.dataset}",
+    )
 
 
 def check_model(model: ModelConfig) -> None:
@@ -74,8 +79,14 @@ def check_model(model: ModelConfig) -> None:
             at_least(f"--model.{name}", size, 1)
         require(
             not getattr(model, name) or model.target is None,
-            f"--model.{name} {listed(getattr(model, name))}: {model.target} has its own",
+            f"--model.{name} {as_typed(getattr(model, name))}: {model.target} has its own; add "
+            f"--model.{name} none",
         )
+    require(
+        not model.batch_norm_group or model.target is None,
+        f"--model.batch_norm_group {model.batch_norm_group}: {model.target} has its own layers; "
+        "add --model.batch_norm_group 0",
+    )
     changed = {"activation": model.activation != "relu", "dropout": model.dropout > 0}
     for flag, used in changed.items():
         require(
@@ -83,6 +94,10 @@ def check_model(model: ModelConfig) -> None:
             f"--model.{flag} {getattr(model, flag)}: {model.target or model.name} has its own; "
             f"an option of {', '.join(SIMPLE_MODELS)}",
         )
+    require(
+        model.cell == "lstm" or (model.name == "rnn" and model.target is None),
+        f"--model.cell {model.cell}: {model.target or model.name} has none; an option of rnn",
+    )
     module, _, function = (model.target or "a:b").partition(":")
     require(
         all(part.isidentifier() for part in (*module.split("."), function)),
@@ -164,8 +179,8 @@ def check_together(config: Config) -> None:
         not data.resolutions
         or model.target is not None
         or model.name not in (*SIMPLE_MODELS, "vit"),
-        f"--data.resolutions {listed(data.resolutions)}: --model.name {model.name} fits one "
-        "size only; choose a resnet or whitened",
+        f"--data.resolutions {as_typed(data.resolutions)}: --model.name {model.name} fits one "
+        "size only; add --data.resolutions none --data.resolution_until none",
     )
     group = model.batch_norm_group
     require(
@@ -257,6 +272,8 @@ def within(flag: str, value: float, low: float, high: float) -> None:
     require(low <= value <= high, f"{flag} {value}: expected {low} to {high}")
 
 
-def listed(values: tuple[Any, ...]) -> str:
-    """A tuple as it is written on the command line."""
-    return ",".join(map(str, values)) or "(none)"
+def as_typed(value: Any) -> str:
+    """A setting as it is written on the command line."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or "none"
+    return "auto" if value is None else str(value)

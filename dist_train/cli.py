@@ -1,5 +1,6 @@
 """The `dist-train` command. Nothing heavy is imported before it is needed."""
 
+import argparse
 import json
 import logging
 import os
@@ -85,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str]) -> None:
     """`dist-train train`."""
-    parser = options.Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dry_run", action="store_true")
-    own, rest = parser.parse_known_args(arguments)
+    own, rest = parse_dry_run(arguments)
     config, _ = options.parse(rest, "dist-train train", "[--dry_run]")
     from dist_train.metrics import Clock
     from dist_train.train import train as run
@@ -95,9 +94,19 @@ def train(arguments: Sequence[str]) -> None:
     run(config, dry_run=own.dry_run, clock=Clock.of_process())
 
 
+def parse_dry_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flag of `train` that is no setting, and the rest.
+
+    `prepare` and `show` pass over it, so that job scripts can give all three the same flags.
+    """
+    parser = options.Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry_run", action="store_true")
+    return parser.parse_known_args(arguments)
+
+
 def prepare(arguments: Sequence[str]) -> None:
     """`dist-train prepare`."""
-    config, _ = options.parse(arguments, "dist-train prepare")
+    config, _ = options.parse(parse_dry_run(arguments)[1], "dist-train prepare")
     from dist_train.data.prepare import prepare_dataset  # no torch: `make train` waits for this
 
     prepared = prepare_dataset(config.data)
@@ -112,7 +121,7 @@ def show(arguments: Sequence[str]) -> None:
     """`dist-train show`."""
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--images", metavar="FILE.png")
-    own, rest = parser.parse_known_args(arguments)
+    own, rest = parser.parse_known_args(parse_dry_run(arguments)[1])
     config, sources = options.parse(rest, "dist-train show", "[--images FILE.png]")
     if own.images is None:
         print(options.show(config, sources))

@@ -1,7 +1,10 @@
 """What a process computes with: device, precision, compiler, threads and memory."""
 
 import ctypes
+import logging
 import os
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import torch
 from dist_train import nvidia
 from dist_train.errors import UserError
 
+log = logging.getLogger("dist_train")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def is_for_cpu(device: str, *, processes: int) -> bool:
-    """Whether to train on the CPU: `auto` does where there is no GPU.
+    """Whether to train on the CPU: `auto` does where accelerate says so, or there is no GPU.
 
     Raises:
         UserError: there is no GPU, or not one for each process.
@@ -24,7 +29,8 @@ def is_for_cpu(device: str, *, processes: int) -> bool:
             "--runtime.device cuda: torch sees no CUDA device here; "
             "check nvidia-smi, or use --runtime.device cpu"
         )
-    if device == "cpu" or not torch.cuda.is_available():
+    asked = device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    if device == "cpu" or asked or not torch.cuda.is_available():
         return True
     # Processes of torchrun and accelerate see the same GPUs; a cluster may show each its own.
     gpus, shared = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ
@@ -34,6 +40,16 @@ def is_for_cpu(device: str, *, processes: int) -> bool:
             "launch --num_processes, torchrun --nproc_per_node), or use --runtime.device cpu"
         )
     return False
+
+
+def refuse_sharding() -> None:
+    """Raises UserError where accelerate's configuration asks for more than data parallelism."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UserError(
+                f"accelerate's configuration asks for {name}: each process here holds the whole "
+                "network; use --config_file launch/many_gpus.yaml or launch/many_nodes.yaml"
+            )
 
 
 def resolve_precision(precision: str, *, cpu: bool) -> str:
@@ -57,13 +73,37 @@ def resolve_compile(compile: bool | None, *, cpu: bool) -> str | None:
     """The backend to compile with; unset: what accelerate asks for, else inductor on CUDA.
 
     On CPU, compiling takes longer than it saves in a run of minutes (docs/log.md).
+
+    Raises:
+        UserError: it was asked for, and what it needs is not installed.
     """
     asked = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if compile is None and asked == "no":
-        compile = not cpu
-    elif compile is None:
-        compile = True
-    return (asked if asked != "no" else "inductor") if compile else None
+    backend = "inductor" if asked == "no" else asked
+    wanted = compile or (compile is None and asked != "no")
+    if compile is False or (cpu and not wanted):
+        return None
+    lacking = lacks_compiler(cpu=cpu) if backend == "inductor" else ""
+    if lacking and wanted:
+        raise UserError(
+            f"--runtime.compile true: {lacking}; install g++ and python3-dev, or use "
+            "--runtime.compile false"
+        )
+    if lacking:
+        log.warning("steps are not compiled: %s; install g++ and python3-dev", lacking)
+        return None
+    return backend
+
+
+def lacks_compiler(*, cpu: bool) -> str:
+    """What inductor compiles with and is not here; nothing if it all is.
+
+    Triton builds what starts its kernels in C, against Python's headers.
+    """
+    candidates = ("CXX", "g++", "clang++") if cpu else ("CC", "gcc", "clang")
+    if not any(shutil.which(os.environ.get(name, name)) for name in candidates):
+        return f"there is no {'C++' if cpu else 'C'} compiler here"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if header.exists() else f"there is no {header}"
 
 
 def set_threads(threads: int | None, *, processes: int) -> None:

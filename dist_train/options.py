@@ -14,6 +14,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from dist_train.checks import as_typed
 from dist_train.config import Config
 from dist_train.errors import UserError
 from dist_train.recipes import RECIPES
@@ -143,6 +144,8 @@ def convert(text: str, option: Option) -> Any:
         UserError: naming the flag, the value and what was expected.
     """
     type_, optional = option.type, False
+    if get_origin(type_) is tuple and text.lower() in NOTHING:
+        return ()
     if isinstance(type_, UnionType):
         type_ = next(t for t in get_args(type_) if t is not NoneType)
         if text.lower() in NOTHING:
@@ -184,7 +187,5 @@ def show(config: Config, sources: dict[str, str]) -> str:
     """The whole config, a line a field, with the source of each value."""
     lines = []
     for path, value in all_values(config):
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        text = "auto" if value is None else text
-        lines.append(f"{path:<30} {text:<14} {sources.get(path, 'default')}")
+        lines.append(f"{path:<30} {as_typed(value):<14} {sources.get(path, 'default')}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from dist_train import runtime
 from dist_train.checks import at_least
@@ -118,7 +119,7 @@ def print_predictions(predictions: Iterable[Prediction], *, as_json: bool) -> No
             line = {"image": str(prediction.image), "probabilities": shares}
             print(json.dumps(line), flush=True)
     elif sys.stdout.isatty():
-        _print_table(list(predictions))
+        _print_table(list(tqdm(predictions, unit=" images", leave=False)))
     else:
         for prediction in predictions:
             print("\t".join((str(prediction.image), *_cells(prediction))), flush=True)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
 
 from dist_train.build import EvaluationData
 from dist_train.data.augment import Augment
@@ -100,15 +101,14 @@ def corrupted_accuracies(
     model: nn.Module, augment: Augment, data: EvaluationData, here: Runtime
 ) -> dict[str, list[float]]:
     """Accuracy under each of CORRUPTIONS at each of its strengths, the weakest first."""
-    return {
-        name: [
-            evaluate(
-                model,
-                augment,
-                replace(data, loader=CorruptedLoader(data.loader, corrupt, strength)),
-                here,
-            ).accuracy
-            for strength in strengths
-        ]
+    passes = [
+        (name, corrupt, strength)
         for name, (corrupt, strengths) in CORRUPTIONS.items()
-    }
+        for strength in strengths
+    ]
+    found: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
+    silent = None if here.is_main else True  # None: unless there is a terminal
+    for name, corrupt, strength in tqdm(passes, "corruptions", leave=False, disable=silent):
+        corrupted = replace(data, loader=CorruptedLoader(data.loader, corrupt, strength))
+        found[name].append(evaluate(model, augment, corrupted, here).accuracy)
+    return found

@@ -20,6 +20,7 @@ from platform import python_version
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from dist_train.checks import as_typed
 from dist_train.config import Config
 from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
@@ -93,10 +94,12 @@ def open_folder(folder: Path, config: Config) -> dict[str, Any] | None:
 
 
 def keep_settings(folder: Path, config: Config, prepared: Path) -> None:
-    """Writes a copy of the data's manifest, and config.json, which makes the folder this run's."""
+    """Writes a copy of the data's manifest, and config.json, which makes the folder this run's.
+
+    A resumed run's may have changed: what counts is where its data are now.
+    """
     write_atomically(folder / "manifest.json", (prepared / "manifest.json").read_bytes())
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", config.as_dict())
+    write_json(folder / "config.json", config.as_dict())
 
 
 def as_rehearsal(config: Config, output: Path) -> Config:
@@ -181,7 +184,7 @@ def check_same(stored: Mapping[str, Any], config: Config, folder: Path) -> None:
     """Raises UserError, naming the fields, when a run was made with other settings."""
     before, now = dict(flatten(stored)), dict(flatten(as_json(config.as_dict())))
     differing = [
-        f"--{field} {now.get(field)} (was {before.get(field)})"
+        f"--{field} {as_typed(now.get(field))} (was {as_typed(before.get(field))})"
         for field in {**before, **now}
         if before.get(field) != now.get(field) and not field.startswith(FREE_SETTINGS)
     ]

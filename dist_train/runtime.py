@@ -27,6 +27,7 @@ from dist_train.hardware import (
     choose_algorithms,
     is_for_cpu,
     keep_freed_memory,
+    refuse_sharding,
     resolve_compile,
     resolve_precision,
     set_threads,
@@ -223,6 +224,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     Raises:
         UserError: the device, the precision or the rendezvous cannot be had.
     """
+    refuse_sharding()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cpu = is_for_cpu(settings.device, processes=processes)
     precision = resolve_precision(settings.precision, cpu=cpu)

@@ -34,7 +34,7 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
     return {
         "recipe": config.recipe,
         "dataset": config.data.dataset,
-        "model": config.model.name,
+        "model": config.model.target or config.model.name,
         "world_size": here.world_size,
         "device": here.device_name(),
         "precision": here.precision,

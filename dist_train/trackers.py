@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train import runs
 from dist_train.build import EvaluationData
+from dist_train.config import TrackingConfig
 from dist_train.data import beton
 from dist_train.data.prepare import Prepared
 from dist_train.tracking import Tracker, Trackers, tensorboard, wandb, wandb_setup
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from dist_train.train import Trainer
 
 
-def start_trackers(trainer: Trainer) -> Trackers:
-    """Everyone who is told about the run. What may be slow has a thread of its own.
+def check_installed(settings: TrackingConfig) -> None:
+    """Raises UserError where a tracker was asked for that is not installed."""
+    wandb_setup.choose_mode(settings.wandb)
+    if settings.tensorboard:
+        tensorboard.require_installed()
 
-    Raises:
-        UserError: one that was asked for is not installed.
-    """
+
+def start_trackers(trainer: Trainer) -> Trackers:
+    """Everyone who is told about the run. What may be slow has a thread of its own."""
     config, folder, total_steps = trainer.config, trainer.folder, trainer.total_steps
     settings = config.tracking
     subject = Subject(
@@ -43,7 +47,6 @@ def start_trackers(trainer: Trainer) -> Trackers:
         ),
     ]
     if settings.tensorboard:
-        tensorboard.require_installed()
         make = partial(
             tensorboard.TensorBoard,
             folder,

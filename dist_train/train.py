@@ -20,7 +20,7 @@ from dist_train.preemption import Interrupted, Requests, watch
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.summary import describe, summarise
-from dist_train.trackers import start_trackers
+from dist_train.trackers import check_installed, start_trackers
 from dist_train.tracking import STOPPED, Trackers
 from dist_train.tracking.console import working
 
@@ -74,6 +74,7 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path, here: Runtime, clock: Clock) -> None:
         self.config, self.folder, self.here, self.clock = config, folder, here, clock
+        here.on_main(lambda: check_installed(config.tracking))
         with clock.phase("prepare"):
             self.prepared = prepare_dataset(config.data)
             self.loader = build.choose_loader(config.data, self.prepared.manifest, here)

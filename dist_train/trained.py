@@ -69,7 +69,8 @@ def load_trained(folder: Path) -> Trained:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{weights} is damaged or no {config.model.name} ({reason}): {again}"
+            f"{weights} is damaged or no {config.model.target or config.model.name} ({reason}): "
+            f"{again}"
         ) from error
 
 

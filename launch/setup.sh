@@ -4,14 +4,15 @@
 #   launch/setup.sh                      what `make setup` runs; returns at once when all is in place
 #   PYTHON=python3.12 launch/setup.sh    the Python of a new .venv; else the first one >= 3.11
 #
-# FFCV and torch.compile need a C++ compiler and some headers. What is missing comes through apt
-# when root runs this. Where that cannot be, the rest is installed without FFCV: the trainer then
-# uses its resident loader.
+# It needs Python >= 3.11; FFCV and torch.compile need a C++ compiler and some headers. What is missing
+# comes through apt when root runs this. Where that cannot be, the rest is installed without FFCV:
+# the trainer then uses its resident loader.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { say "$@" >&2; exit 2; }
+[[ $(uname) == Linux ]] || die "expected Linux (WSL 2 on Windows, a container on a Mac), this is $(uname)"
 
 # --- Nothing to do? The stamp says for what, and where, the last complete setup was made.
 stamp=.venv/setup-stamp
@@ -45,14 +46,26 @@ run_or_die() {
 }
 
 # --- A Python.
+apt_install() {
+    say "installing $* with apt (about a minute)"
+    export DEBIAN_FRONTEND=noninteractive
+    run apt-get update || true
+    run apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" ||
+        tail -n 5 "$log" >&2
+}
+may_apt() { [[ $EUID == 0 ]] && command -v apt-get >/dev/null; }
 if [[ ${PYTHON:-} ]]; then candidates=("$PYTHON"); else candidates=(python3 python3.13 python3.12 python3.11); fi
-python=
-for candidate in "${candidates[@]}"; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        python=$candidate
-        break
-    fi
-done
+find_python() { # sets `python` to the first candidate that will do
+    for python in "${candidates[@]}"; do
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+    done
+    python=
+}
+find_python
+if [[ ! $python && ! ${PYTHON:-} ]] && may_apt; then
+    apt_install python3
+    find_python
+fi
 [[ $python ]] || die "no Python >= 3.11 (tried ${candidates[*]}); install one, or name one:" \
     "PYTHON=/path/to/python3 launch/setup.sh"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -71,12 +84,8 @@ find_missing() { # sets `missing` to the Debian packages that are still needed
         missing+=("python$version-venv")
 }
 find_missing
-if ((${#missing[@]})) && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
-    say "installing ${missing[*]} with apt (about a minute)"
-    export DEBIAN_FRONTEND=noninteractive
-    run apt-get update || true
-    run apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" ||
-        tail -n 5 "$log" >&2
+if ((${#missing[@]})) && may_apt; then
+    apt_install "${missing[@]}"
     find_missing
 fi
 if [[ ${missing[*]} == *-venv* ]]; then
@@ -120,7 +129,7 @@ packages() { # from uv's cache alone where that suffices: a second clone asks th
 imports() { run .venv/bin/python -c "import $1"; }
 
 say "installing packages into .venv with Python $version (5 GB, log in $log)"
-run_or_die packages -e '.[dev,export,tensorboard]'
+run_or_die packages -e '.[dev,export,tensorboard,dashboard]'
 
 ffcv=(-r pyproject.toml --extra ffcv)
 without_ffcv=

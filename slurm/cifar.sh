@@ -120,6 +120,9 @@ elif [[ $asked == USR1 ]]; then
 elif [[ $asked || -e $run/STOP ]]; then
     say "$run was stopped; unless SLURM requeues it, submit again with --name ${run##*/}"
     exit 75
+elif ((status == 0)); then # --dry_run alone ends well without a summary
+    rmdir "$run" || true
+    say "the dry run went well"
 elif [[ $(newest_checkpoint) != "$before" ]]; then
     # A lost node ends the others before SLURM knows of it. What fails always gets no further.
     requeue "ended with code $status, but further than it was before"

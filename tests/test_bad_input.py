@@ -37,6 +37,7 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ("lenet --data.flip randm", ["--data.flip randm", "random"]),
         ("lenet --runtime.compile perhaps", ["perhaps", "true or false"]),
         ("lenet --data.batch_size 0", ["--data.batch_size 0", "1 or more"]),
+        ("lenet --data.train_samples 500", ["--data.train_samples 500", "shapes", "cifar10"]),
         (
             "lenet --data.batch_size 500 --model.batch_norm_group 64",
             ["--data.batch_size 500", "multiple", "--model.batch_norm_group 64"],
@@ -79,6 +80,13 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ("lenet --model.widths 6,-16", ["--model.widths -16", "1 or more"]),
         ("lenet --optim.bias_learning_rate=-1", ["--optim.bias_learning_rate -1", "0 or more"]),
         ("cnn2 --model.target a:net --model.hidden 8", ["--model.hidden 8", "a:net has its own"]),
+        ("quickstart --model.target a:net", ["a:net has its own", "add --model.widths none"]),
+        ("cifar10_94 --model.target a:net", ["--model.batch_norm_group 500", "0"]),
+        ("quickstart --model.name resnet18 --model.cell gru", ["--model.cell gru", "rnn"]),
+        (
+            "quickstart --model.name cnn2 --model.widths none",
+            ["--data.resolutions 24,28", "--data.resolutions none --data.resolution_until none"],
+        ),
         (
             "quickstart --train.local_steps 8 --runtime.gradient_compression bf16",
             ["--runtime.gradient_compression bf16", "--train.local_steps 8"],

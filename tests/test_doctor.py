@@ -162,6 +162,11 @@ def test_wandb_login(wandb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert machine.wandb("online") == Finding("ok", "W&B", f"logged in as somebody at {wandb_url}")
+    # As `wandb login --host` leaves it.
+    (tmp_path / "settings").write_text(f"[default]\nbase_url = {wandb_url}/\n")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_BASE_URL")
+    assert machine.wandb("auto").found == f"logged in as somebody at {wandb_url}"
     monkeypatch.setenv("WANDB_API_KEY", "wrong")
     assert machine.wandb("online").verdict == "FAIL"
     assert "--relogin" in machine.wandb("online").found

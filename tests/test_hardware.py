@@ -1,9 +1,11 @@
 """What accelerate's own settings mean here, and who wins; what the machine is."""
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist_train import hardware, nvidia
 from dist_train.errors import UserError
@@ -52,6 +54,39 @@ def test_our_compile_flag_wins_over_accelerates_only_when_given(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", accelerate)
     assert resolve_compile(flag, cpu=cpu) == expected
+
+
+def test_without_a_compiler_only_who_asked_for_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for cpu in (True, False):
+        with pytest.raises(UserError, match=r"--runtime.compile true: there is no C.* compiler"):
+            resolve_compile(True, cpu=cpu)
+    with caplog.at_level(logging.WARNING):
+        assert resolve_compile(None, cpu=False) is None
+    assert "steps are not compiled: there is no C compiler" in caplog.text
+    compiler = tmp_path / "gcc"
+    compiler.touch(0o755)
+    assert resolve_compile(None, cpu=False) == "inductor"
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no .*Python\.h"):
+        resolve_compile(True, cpu=False)
+
+
+def test_what_accelerate_says_of_devices_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert hardware.is_for_cpu("auto", processes=1)
+    assert not hardware.is_for_cpu("cuda", processes=1)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    assert not hardware.is_for_cpu("auto", processes=1)
+    hardware.refuse_sharding()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP"):
+        hardware.refuse_sharding()
 
 
 def test_gpus_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

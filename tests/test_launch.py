@@ -20,13 +20,13 @@ def test_the_sweep_starts_runs_that_our_command_line_accepts(
     from wandb.wandb_agent import Agent
 
     sweep = yaml.safe_load((REPOSITORY / "launch" / "sweep.yaml").read_text())
-    # What `wandb agent` runs, but for `accelerate launch`, which shows the config instead.
-    accelerate = tmp_path / "accelerate"
-    accelerate.write_text(
-        f'#!/bin/sh\n[ "$1 $2" = "launch dist_train/main.py" ] || exit 1\nshift 2\n'
+    # What `wandb agent` runs, but for the interpreter, which shows the config instead.
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = dist_train/main.py ] || exit 1\nshift\n'
         f'exec {sys.executable} -m dist_train show "$@" > {tmp_path}/shown\n'
     )
-    accelerate.chmod(0o755)
+    python.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,6 @@ def test_two_machines_train_over_a_slow_wire(tmp_path: Path, cache: Path) -> Non
 
 
 def test_the_dashboard_shows_what_runs_log() -> None:
-    pytest.importorskip("wandb_workspaces")
     script = str(REPOSITORY / "launch" / "wandb_dashboard.py")
     done = run(sys.executable, script, "--dry_run", cwd=REPOSITORY)
     assert done.returncode == 0

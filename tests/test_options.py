@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dist_train import options
 from dist_train.errors import UserError
 from dist_train.options import parse
 from dist_train.recipes import RECIPES
-from tests.conftest import dist_train
+from tests.conftest import SMALL, dist_train
 
 
 def test_later_sources_win() -> None:
@@ -88,6 +89,21 @@ def test_help_explains_every_flag(tmp_path: Path) -> None:
     assert "Probability mass spread evenly over all classes." in done.stdout
     for recipe in RECIPES:
         assert recipe in done.stdout
+
+
+def test_a_list_of_the_recipe_can_be_taken_back() -> None:
+    flags = "quickstart --model.widths none --data.resolutions=none --data.resolution_until none"
+    config, sources = parse(flags.split(), "dist-train show")
+    assert (config.model.widths, config.data.resolutions) == ((), ())
+    (line,) = (x for x in options.show(config, sources).splitlines() if "model.widths" in x)
+    assert line.split(maxsplit=1)[1].split() == ["none", "command", "line"]
+
+
+def test_a_job_script_can_give_all_commands_the_flags_of_train(tmp_path: Path, cache: Path) -> None:
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--dry_run"]
+    for command in ("show", "prepare", "train"):
+        assert dist_train(command, *flags, cwd=tmp_path).returncode == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])

@@ -208,6 +208,27 @@ def test_lines_of_metrics_do_not_show_where_a_run_was_cut(small: Config) -> None
     assert_same_weights(small, resumed)
 
 
+def test_a_tracker_that_is_missing_is_noticed_before_anything_else(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_train.tracking.tensorboard.find_spec", lambda name: None)
+    data = replace(small.data, cache=str(tmp_path / "cache"))
+    small = replace(small, data=data, tracking=replace(small.tracking, tensorboard=True))
+    with pytest.raises(UserError, match="tensorboard is not installed"):
+        train(small)
+    assert not (folder(small) / "config.json").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_of_settings_that_may_change_the_last_are_kept(small: Config) -> None:
+    small = replace(small, checkpoint=CheckpointConfig(every_steps=5))
+    train(small)
+    resumed = cut_after(small, step=15)
+    resumed = replace(resumed, data=replace(resumed.data, eval_batch_size=77))
+    train(resumed)
+    assert runs.read_config(folder(resumed)) == resumed
+
+
 def test_checkpoints_by_the_clock(small: Config) -> None:
     small = replace(
         small,
@@ -280,6 +301,16 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_run(
     result = train(small)
     assert result["steps"] == 16
     assert caplog.text.count("no checkpoint at step") == 4
+
+
+def test_a_profile_that_cannot_be_written_costs_no_run(
+    small: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder(small).mkdir(parents=True)
+    (folder(small) / "profile").write_text("no folder")
+    result = train(replace(small, train=replace(small.train, profile="3:5")))
+    assert result["steps"] == 16
+    assert "no trace of steps 3 to 5" in caplog.text
 
 
 def truncate(path: Path) -> None:

@@ -34,7 +34,6 @@ from dist_train.data import beton
 from dist_train.data.batches import TrainBatches
 from dist_train.data.order import Order
 from dist_train.data.prepare import Prepared, prepare_dataset
-from dist_train.data.streaming import StreamLoader
 from dist_train.runtime import Runtime
 
 SECONDS, REPEATS = 0.4, 3
@@ -133,7 +132,7 @@ def first_stream_batch(path: Path, samples: int, device: torch.device) -> float:
     torch.zeros(1, device=device)
     ids = np.random.default_rng(0).permutation(samples)
     start = time.perf_counter()
-    loader = StreamLoader(path, batch_size=BATCH_SIZE, device=device)
+    loader = build.loader("stream", path, batch_size=BATCH_SIZE, device=device, threads=1)
     next(loader.epoch(ids)).sum().item()  # the copy to the device is over
     seconds = time.perf_counter() - start
     loader.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from dist_train.data.download import SOURCES, Source, download
@@ -303,6 +304,12 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> Split:
             )
         paths += files
         labels += [label] * len(files)
+    needed, free = len(paths) * size * size * 3, psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"{folder}: {len(paths)} images of {size}x{size} are {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free; lower --data.image_size"
+        )
     images = np.empty((len(paths), size, size, 3), np.uint8)
     read = partial(read_image, image_shape=(size, size, 3), background=WHITE)
     with ThreadPoolExecutor() as pool:

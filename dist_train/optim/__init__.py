@@ -54,8 +54,10 @@ def build(
         groups.append({"params": biases, "lr": bias_learning_rate * factor})
     groups = [group for group in groups if group["params"]]
     muon_groups = [group for group in muon_groups if group["params"]]
-    chosen: list[torch.optim.Optimizer]
-    if optimizer in ("adam", "adamw"):
+    chosen: list[torch.optim.Optimizer] = []
+    if not groups:  # Muon has it all
+        pass
+    elif optimizer in ("adam", "adamw"):
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
         chosen = [kind(groups, betas=(momentum, 0.999), weight_decay=0.0)]
     elif optimizer == "rmsprop":

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_train.checks import as_typed
 from dist_train.report.reading import Run, differing, is_number
-from dist_train.report.tables import Table, results, setting
+from dist_train.report.tables import Table, results
 from dist_train.runs import flatten
 
 COLUMNS = ("run", "state", "recipe", "epochs", "accuracy", "images/s", "when")
@@ -67,7 +68,7 @@ def compared(first: Run, second: Run) -> str:
     """The differences for a terminal, with the change of each number."""
     parts = []
     for title, pairs in differences(first, second).items():
-        shown = setting if title == "settings" else result
+        shown = as_typed if title == "settings" else result
         rows = [[name, *map(shown, pair), change(name, *pair)] for name, pair in pairs.items()]
         header = [title, str(first.folder), str(second.folder), "change"]
         parts.append(Table(header, rows).as_text() if rows else f"{title}: no difference")

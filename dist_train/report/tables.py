@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
+from dist_train.checks import as_typed
 from dist_train.report.groups import Group
 from dist_train.report.reading import Run, differing, is_number
 
@@ -105,13 +106,6 @@ def differences(runs: Sequence[Run]) -> Table:
     """The settings in which runs differ; a row is a run or a setting, whichever are more."""
     runs = [run for run in runs if run.config]
     fields = differing(runs)
-    rows = [[run.name, *(setting(run.config.get(name)) for name in fields)] for run in runs]
+    rows = [[run.name, *(as_typed(run.config.get(name)) for name in fields)] for run in runs]
     table = Table(["", *fields], rows if fields else [])
     return table.transposed() if len(fields) > len(runs) else table
-
-
-def setting(value: Any) -> str:
-    """A setting as on the command line."""
-    if isinstance(value, list):
-        return ",".join(map(str, value)) or "(none)"
-    return "auto" if value is None else str(value)

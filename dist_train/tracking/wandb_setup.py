@@ -8,6 +8,8 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -51,8 +53,13 @@ def choose_mode(mode: Mode) -> Literal["online", "offline", "off"]:
 
 
 def server() -> str:
-    """The address of W&B."""
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+    """The address of W&B: $WANDB_BASE_URL, else where `wandb login --host` went."""
+    folder = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
+    settings = ConfigParser(interpolation=None)
+    with suppress(OSError, ValueError, ConfigParserError):
+        settings.read(Path(folder).expanduser() / "settings")
+    known = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL", known).rstrip("/")
 
 
 def api_key() -> str | None:

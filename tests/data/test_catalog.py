@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -524,6 +525,27 @@ def test_folder_names_the_unreadable_image(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(UserError, match=f"cannot read the image {path}.*repair or remove"):
             catalog.load("folder", root=str(tmp_path))
+
+
+def test_a_folder_larger_than_memory_is_noticed_before_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "no_image.png").touch()
+    memory = psutil.virtual_memory()._replace(available=64 * 64 * 3 - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(UserError, match=r"1 images of 64x64 .* lower --data.image_size"):
+        catalog.load("folder", root=str(tmp_path))
+
+
+def test_jpeg_without_ffcv_is_refused_before_anything_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ffcv", None)
+    with pytest.raises(UserError, match=r"--data.storage jpeg: .* use --data.storage raw"):
+        prepare_dataset(DataConfig(dataset="shapes", storage="jpeg", cache=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_folder_classes_must_agree_and_hold_images(tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ def test_every_trained_parameter_is_in_one_group(optimizer: str) -> None:
     assert sorted(seen) == sorted(id(p) for p in network.parameters() if p is not frozen)
 
 
+def test_a_network_of_filters_alone_has_no_other_optimizer_than_muon() -> None:
+    (only,) = built(nn.Conv2d(3, 10, 3, bias=False), "muon")
+    assert isinstance(only, Muon)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
 def test_weights_decay_and_biases_do_not(optimizer: str) -> None:
     for group in (g for o in built(model(), optimizer) for g in o.param_groups):
