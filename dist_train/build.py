@@ -289,21 +289,6 @@ def optimizers(
     settings: OptimConfig, model: nn.Module, *, same_gradients: bool = True
 ) -> list[torch.optim.Optimizer]:
     """The optimizers, with peak learning rates; see optim.build."""
-    bias_learning_rate, backbone = settings.bias_learning_rate, settings.backbone_learning_rate
-    differs = backbone is not None and backbone != settings.learning_rate
-    return optim.build(
-        model,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        bias_learning_rate=(
-            settings.learning_rate if bias_learning_rate is None else bias_learning_rate
-        ),
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        muon_learning_rate=settings.muon_learning_rate,
-        muon_momentum=settings.muon_momentum,
-        backbone_factor=(backbone or 0.0) / settings.learning_rate if differs else 1.0,
-        head=transfer.head_names(model) if differs else (),
-        same_gradients=same_gradients,
-    )
+    apart = settings.backbone_learning_rate is not None
+    head = transfer.head_names(model) if apart else ()
+    return optim.build(model, settings, head=head, same_gradients=same_gradients)

@@ -1,7 +1,8 @@
 """Every setting of a run, typed. Standard library only, so that it loads in no time.
 
 A recipe (recipes/) returns a complete `Config`; the command line overrides single fields as
-`--section.field value`. Components take single values: build.py unpacks it for them.
+`--section.field value`. A component takes single values, or the section that is about it alone;
+build.py takes the whole apart.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,8 @@ ModelName = Literal[
     "whitened", "whitened_residual",
 ]  # fmt: skip
 Views = Literal["none", "mirror", "shift"]
+Storage = Literal["raw", "jpeg"]
+WandbMode = Literal["auto", "online", "offline", "off"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +34,7 @@ class DataConfig:
     """Folder of the prepared .beton files; written once, shared by the processes of a node."""
     loader: Literal["auto", "stream", "resident"] = "auto"
     """`stream`: FFCV reads the .beton. `resident`: the whole set lives on the device."""
-    storage: Literal["raw", "jpeg"] = "raw"
+    storage: Storage = "raw"
     """How `folder` images are stored; JPEG is smaller, and read by `stream` only."""
     image_size: int | None = None
     """Side in pixels of prepared `folder` (64 if unset) and `shapes` (32 if unset) images."""
@@ -247,7 +250,7 @@ class CheckpointConfig:
 class TrackingConfig:
     """Who is told. JSON lines and the console always are."""
 
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: WandbMode = "auto"
     """W&B; `auto`: as $WANDB_MODE says, else online when logged in, else offline (`wandb sync`
     uploads later)."""
     project: str | None = None

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
+from dist_train.config import Storage
 from dist_train.errors import UserError
 
-Storage = Literal["raw", "jpeg"]
 UInt8 = np.ndarray[Any, np.dtype[np.uint8]]
 Int64 = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dist_train.config import DataConfig
+from dist_train.config import DataConfig, Storage
 from dist_train.data import catalog
 from dist_train.data.beton import (
-    Storage,
     channel_statistics,
     check,
     sync,

@@ -16,14 +16,14 @@ from platform import python_version
 from typing import Any
 
 from dist_train import nvidia
-from dist_train.config import DataConfig
+from dist_train.config import DataConfig, WandbMode
 from dist_train.data import catalog
 from dist_train.data.download import MIRROR_VARIABLE, SOURCES
 from dist_train.data.prepare import find_prepared
 from dist_train.doctor import probe
 from dist_train.doctor.finding import Finding, failed, ok, skipped
 from dist_train.errors import UserError
-from dist_train.tracking.wandb_setup import Mode, api_key, choose_mode, server
+from dist_train.tracking.wandb_setup import api_key, choose_mode, server
 
 PACKAGES = ("torch", "torchvision", "ffcv", "accelerate", "wandb")
 OLDEST_PYTHON = (3, 11)  # pyproject.toml
@@ -164,7 +164,7 @@ def disk(name: str, folder: Path, *, flag: str) -> Iterator[Finding]:
         yield ok(f"{name} space", found)
 
 
-def wandb(mode: Mode) -> Finding:
+def wandb(mode: WandbMode) -> Finding:
     """Whether W&B is to be reached, and takes the login."""
     try:
         chosen = choose_mode(mode)

@@ -1,25 +1,13 @@
 """Learning-rate schedules: pure functions of the step, and one that looks at the results."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
-Schedule = Literal[
-    "constant", "linear", "cosine", "triangle", "one_cycle", "step", "exponential", "plateau"
-]
+from dist_train.config import OptimConfig
 
 
-def factor(
-    step: int,
-    total_steps: int,
-    *,
-    schedule: Schedule,
-    warmup: float | None = None,
-    start: float = 0.0,
-    final: float | None = None,
-    milestones: Sequence[float] = (),
-    decay: float = 0.1,
-) -> float:
+def factor(step: int, total_steps: int, settings: OptimConfig) -> float:
     """The learning rate of a step as a share of its peak.
 
     It rises first, in a straight line (one_cycle: half a cosine), then does what the schedule
@@ -30,20 +18,17 @@ def factor(
     Args:
         step: optimizer steps done, from 0.
         total_steps: steps of the whole run.
-        warmup: share of the steps in which the rate rises; None: 0.3 for triangle and one_cycle
-            (Smith and Topin, "Super-convergence", 2018), else 0.
-        start: what it rises from.
-        final: what it falls to at the end; None: 0.01 for exponential, else 0.
-        milestones: shares of the steps after which `step` multiplies the rate by `decay`.
     """
-    if warmup is None:
+    schedule, warmup, final = settings.schedule, settings.warmup, settings.final_fraction
+    if warmup is None:  # Smith and Topin, "Super-convergence", 2018
         warmup = 0.3 if schedule in ("triangle", "one_cycle") else 0.0
     if final is None:
         final = 0.01 if schedule == "exponential" else 0.0
     warmup_steps = warmup * total_steps
     if step < warmup_steps:
         risen = (step + 1) / (warmup_steps + 1)
-        return start + (1 - start) * (half_cosine(risen) if schedule == "one_cycle" else risen)
+        risen = half_cosine(risen) if schedule == "one_cycle" else risen
+        return settings.start_fraction + (1 - settings.start_fraction) * risen
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     if schedule in ("linear", "triangle"):
         return 1 + (final - 1) * progress
@@ -52,7 +37,8 @@ def factor(
     if schedule == "exponential":
         return float(final**progress)
     if schedule == "step":
-        return float(decay ** sum(step >= share * total_steps for share in milestones))
+        passed = sum(step >= share * total_steps for share in settings.milestones)
+        return float(settings.decay**passed)
     return 1.0
 
 

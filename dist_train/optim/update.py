@@ -13,16 +13,7 @@ def set_learning_rates(
     optimizers: Iterable[torch.optim.Optimizer], settings: OptimConfig, step: int, total_steps: int
 ) -> None:
     """Every group's learning rate is the same share of its peak."""
-    share = factor(
-        step,
-        total_steps,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        start=settings.start_fraction,
-        final=settings.final_fraction,
-        milestones=settings.milestones,
-        decay=settings.decay,
-    )
+    share = factor(step, total_steps, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from dist_train.config import WandbMode
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
 
@@ -25,12 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dist_train")
 
-Mode = Literal["auto", "online", "offline", "off"]
-
 DEFAULT_PROJECT = "dist_train"
 
 
-def choose_mode(mode: Mode) -> Literal["online", "offline", "off"]:
+def choose_mode(mode: WandbMode) -> Literal["online", "offline", "off"]:
     """What `auto` means here: $WANDB_MODE, else online with a login, else offline.
 
     Raises:

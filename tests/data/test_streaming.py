@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from dist_train.config import Storage
 from dist_train.data import beton, prepare
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
@@ -27,7 +28,7 @@ SAMPLES, BATCH_SIZE = 1000, 32
 CORES = os.cpu_count() or 1
 
 
-def write(folder: Path, channels: int, storage: beton.Storage = "raw") -> Path:
+def write(folder: Path, channels: int, storage: Storage = "raw") -> Path:
     """A file of 1000 smooth images; for three channels its raw pages are three."""
     generator = np.random.default_rng(channels)
     corners = generator.integers(0, 256, (SAMPLES, 2, 2, channels), np.uint8)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dist_train import optim
+from dist_train.config import OptimConfig
 from dist_train.optim.losses import LOSSES, probabilities
 from dist_train.optim.muon import Muon, orthogonalize, shared_out
 from dist_train.optim.schedules import factor, reduce_on_plateau
@@ -24,18 +25,16 @@ def model() -> nn.Module:
 
 
 def built(network: nn.Module, optimizer: object, **more: Any) -> list[torch.optim.Optimizer]:
-    return optim.build(
-        network,
+    head = more.pop("head", ())
+    settings = OptimConfig(
         optimizer=optimizer,  # type: ignore[arg-type]
         learning_rate=0.1,
         bias_learning_rate=0.02,
-        momentum=0.9,
-        nesterov=False,
         weight_decay=0.01,
         muon_learning_rate=0.05,
-        muon_momentum=0.6,
         **more,
     )
+    return optim.build(network, settings, head=head)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
@@ -157,7 +156,9 @@ def test_a_rate_falls_when_the_loss_does_not() -> None:
 def test_the_backbone_has_a_rate_of_its_own() -> None:
     network = model()
     for optimizer in ("sgd", "muon"):
-        optimizers = built(network, optimizer, backbone_factor=0.5, head=("4.weight", "4.bias"))
+        optimizers = built(
+            network, optimizer, backbone_learning_rate=0.05, head=("4.weight", "4.bias")
+        )
         rates = {
             id(p): group["peak_lr"]
             for each in optimizers
@@ -197,20 +198,23 @@ def test_probabilities_belong_to_the_loss() -> None:
 
 def test_schedules_at_their_landmarks() -> None:
     def at(step: int, schedule: str, **options: float) -> float:
-        return factor(step, 100, schedule=schedule, **options)  # type: ignore[arg-type]
+        settings = OptimConfig(schedule=schedule, **options)  # type: ignore[arg-type]
+        return factor(step, 100, settings)
 
     assert [at(s, "constant") for s in (0, 50, 99)] == [1, 1, 1]
     assert [at(s, "linear") for s in (0, 50, 100)] == [1, 0.5, 0]
-    assert at(100, "linear", final=0.1) == pytest.approx(0.1)
+    assert at(100, "linear", final_fraction=0.1) == pytest.approx(0.1)
     assert [at(s, "cosine") for s in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
-    assert at(75, "cosine", final=0.2) == pytest.approx(0.2 + 0.8 * (1 - math.cos(math.pi / 4)) / 2)
+    assert at(75, "cosine", final_fraction=0.2) == pytest.approx(
+        0.2 + 0.8 * (1 - math.cos(math.pi / 4)) / 2
+    )
     assert at(99, "exponential") == pytest.approx(0.01**0.99)
     assert at(51, "exponential") / at(50, "exponential") == pytest.approx(0.01**0.01)
     steps = [at(s, "step", milestones=(0.5, 0.75), decay=0.2) for s in (0, 49, 50, 74, 75, 99)]
     assert steps == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
     assert at(80, "plateau") == 1
     for schedule, half in (("triangle", 0.5), ("one_cycle", 0.5)):
-        curve = [at(s, schedule, start=0.2, final=0.07) for s in range(101)]
+        curve = [at(s, schedule, start_fraction=0.2, final_fraction=0.07) for s in range(101)]
         assert curve.index(max(curve)) == 30  # unless told otherwise
         assert max(curve) == 1
         assert curve[0] == pytest.approx(0.2, abs=0.03)
