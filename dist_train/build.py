@@ -22,6 +22,7 @@ from dist_train.data.prepare import Manifest, Prepared
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
+from dist_train.models.inputs import Inputs
 from dist_train.optim.losses import LOSSES
 from dist_train.runtime import Runtime
 from dist_train.selection import Selector
@@ -221,7 +222,7 @@ def architecture(
     settings = config.model
     if settings.target is not None:
         return models.build_target(settings.target, len(manifest.classes), manifest.image_shape)
-    inputs = models.Inputs(
+    inputs = Inputs(
         num_classes=len(manifest.classes),
         image_shape=manifest.image_shape,
         sample_images=sample_images,

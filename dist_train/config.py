@@ -5,8 +5,9 @@ A recipe (recipes/) returns a complete `Config`; the command line overrides sing
 build.py takes the whole apart.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal, get_type_hints
 
 from dist_train.checks import check
 
@@ -304,3 +305,23 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to config.json."""
         return asdict(self)
+
+
+def from_values(section: Any, values: Mapping[str, Any]) -> Any:
+    """A config class from plain values; lists become tuples."""
+    types = get_type_hints(section)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if is_dataclass(types.get(name)):
+            value = from_values(types[name], value)
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return section(**arguments)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of dotted names and plain values of a nested mapping."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -93,7 +93,7 @@ def look_again(
     runtime: Runtime,
     *,
     tta: Views,
-    share: float = 1.0,
+    share: float,
 ) -> Evaluation:
     """An evaluation of the same images with several views of those it was least sure of.
 

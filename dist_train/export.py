@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train import runs
-from dist_train.config import Config
+from dist_train.config import Config, from_values
 from dist_train.data import beton
 from dist_train.data.prepare import parse_manifest, prepare_dataset
 from dist_train.errors import UserError
@@ -163,7 +163,7 @@ def read_safetensors(content: bytes) -> Classifier:
 
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])["__metadata__"]
-    config: Config = runs.from_values(Config, json.loads(header["config"]))
+    config: Config = from_values(Config, json.loads(header["config"]))
     return Classifier(assemble(config, parse_manifest(header["manifest"]), load(content)))
 
 

@@ -98,7 +98,7 @@ class Progress:
         flops: of an image's forward pass; None where images change their size.
     """
 
-    def __init__(self, runtime: Runtime, clock: Clock, flops: int | None = None) -> None:
+    def __init__(self, runtime: Runtime, clock: Clock, flops: int | None) -> None:
         self._runtime = runtime
         self._clock = clock
         self._flops = flops

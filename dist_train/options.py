@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from dist_train.checks import as_typed
-from dist_train.config import Config
+from dist_train.config import Config, flatten, from_values
 from dist_train.errors import UserError
 from dist_train.recipes import RECIPES
 
@@ -57,9 +57,11 @@ def parse(arguments: Sequence[str], prog: str, own: str = "") -> tuple[Config, d
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name}: {nearest(name, list(RECIPES))}")
     recipe = replace(RECIPES[name](), recipe=name)
-    default = dict(all_values(Config()))
+    default = dict(flatten(Config().as_dict()))
     sources = {
-        path: f"recipe {name}" for path, value in all_values(recipe) if value != default[path]
+        path: f"recipe {name}"
+        for path, value in flatten(recipe.as_dict())
+        if value != default[path]
     }
     values = {path: convert(text, options[path]) for path, text in given.items()}
     return override(recipe, values), sources | dict.fromkeys(values, "command line")
@@ -112,29 +114,14 @@ def _options(section: Any, prefix: str) -> Iterator[Option]:
             yield Option(prefix + field.name, types[field.name], help_of.get(field.name, ""))
 
 
-def all_values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a config, sections resolved."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from all_values(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
-
-
 def override(config: Config, values: dict[str, Any]) -> Config:
     """The config with some fields, given by dotted names, changed all at once."""
-    changes: dict[str, Any] = {}
-    sections: dict[str, dict[str, Any]] = {}
+    nested = config.as_dict()
     for path, value in values.items():
         section, _, name = path.rpartition(".")
-        if section:
-            sections.setdefault(section, {})[name] = value
-        else:
-            changes[name] = value
-    for section, of_section in sections.items():
-        changes[section] = replace(getattr(config, section), **of_section)
-    return replace(config, **changes)
+        (nested[section] if section else nested)[name] = value
+    changed: Config = from_values(Config, nested)
+    return changed
 
 
 def convert(text: str, option: Option) -> Any:
@@ -186,6 +173,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def show(config: Config, sources: dict[str, str]) -> str:
     """The whole config, a line a field, with the source of each value."""
     lines = []
-    for path, value in all_values(config):
+    for path, value in flatten(config.as_dict()):
         lines.append(f"{path:<30} {as_typed(value):<14} {sources.get(path, 'default')}")
     return "\n".join(lines)

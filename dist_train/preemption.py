@@ -96,7 +96,7 @@ class Requests:
 
 
 @contextmanager
-def watch(stop_file: Path, runtime: Runtime, save_seconds: float = 0) -> Iterator[Requests]:
+def watch(stop_file: Path, runtime: Runtime, save_seconds: float) -> Iterator[Requests]:
     """Turns the signals that launchers and schedulers send into `Requests`."""
     requests = Requests(stop_file, runtime, save_seconds)
     before = {number: signal.signal(number, requests.handle) for number in SIGNALS}

@@ -11,17 +11,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from platform import python_version
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from dist_train.checks import as_typed
-from dist_train.config import Config
+from dist_train.config import Config, flatten, from_values
 from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
 from dist_train.files import remove_leftovers, write_atomically
@@ -226,26 +226,6 @@ def read_config(folder: Path) -> Config:
     except TypeError as error:
         raise UserError(f"{path} is of another version of dist_train: {error}") from error
     return config
-
-
-def from_values(section: Any, values: Mapping[str, Any]) -> Any:
-    """A config class from plain values; lists become tuples."""
-    types = get_type_hints(section)
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if is_dataclass(types.get(name)):
-            value = from_values(types[name], value)
-        arguments[name] = tuple(value) if isinstance(value, list) else value
-    return section(**arguments)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Pairs of dotted names and plain values of a nested mapping."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def as_json(values: Any) -> Any:

@@ -80,7 +80,7 @@ class Runtime:
             return None
         return dist.new_group(backend="gloo", timeout=self.timeout)
 
-    def distribute(self, module: nn.Module, compression: str = "none") -> nn.Module:
+    def distribute(self, module: nn.Module, compression: str) -> nn.Module:
         """Averages gradients over ranks during backward; weights and buffers become rank 0's.
 
         Args:
@@ -149,25 +149,19 @@ class Runtime:
         for tensor, part in zip(floats, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
-        values = [value]
-        if self.world_size > 1:
-            dist.broadcast_object_list(values)
-        return values[0]
-
     def on_main(self, function: Callable[[], T]) -> T:
         """What the function returns on rank 0, on every rank; its UserError, too."""
-        outcome: tuple[T | None, UserError | None] = (None, None)
+        outcome: list[T | UserError | None] = [None]
         if self.is_main:
             try:
-                outcome = (function(), None)
+                outcome = [function()]
             except UserError as error:
-                outcome = (None, error)
-        value, failure = self.broadcast(outcome)
-        if failure is not None:
-            raise failure
-        return value  # type: ignore[no-any-return]
+                outcome = [error]
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
+        return outcome[0]  # type: ignore[return-value]
 
     def say(self, line: str) -> None:
         """Prints on rank 0."""

@@ -58,27 +58,16 @@ def start_trackers(trainer: Trainer) -> Trackers:
         chosen.append(Background("TensorBoard", make))
     mode = wandb_setup.choose_mode(settings.wandb)
     if mode != "off":
-        place = wandb_setup.Place(
-            name=folder.name,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group,
-            job_type=settings.job_type,
-            tags=settings.tags,
-            notes=settings.notes,
-        )
         make_wandb = partial(
             wandb.WandB,
             folder,
-            place=place,
+            settings,
             mode=mode,
             config=config.as_dict() | facts(trainer),
             total_steps=total_steps,
             subject=subject,
-            artifacts=settings.artifacts,
-            watched=None
-            if settings.watch == "none"
-            else (trainer.learner.model, settings.watch, config.train.log_every),
+            model=trainer.learner.model,
+            log_every=config.train.log_every,
         )
         chosen.append(Background("W&B", make_wandb))
     return Trackers(chosen)

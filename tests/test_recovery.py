@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dist_train import models, runs
 from dist_train.config import CheckpointConfig, Config, DataConfig
 from dist_train.errors import Preempted, UserError
+from dist_train.models.inputs import Inputs
 from dist_train.train import train
 from tests.conftest import (
     SMALL,
@@ -60,7 +61,7 @@ def fragile(small: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int
     """A run whose loss is no number after the given numbers of steps."""
 
     def configure(breaks_at: set[int]) -> Config:
-        def build(inputs: models.Inputs, *_: tuple[int, ...]) -> nn.Module:
+        def build(inputs: Inputs, *_: tuple[int, ...]) -> nn.Module:
             return Fragile(models.build("cnn2", inputs), breaks_at)
 
         monkeypatch.setitem(models.MODELS, "fragile", models.Architecture(build))
@@ -118,7 +119,7 @@ class Spoilt(Fragile):
 def test_no_checkpoint_holds_weights_that_are_no_numbers(
     small: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(inputs: models.Inputs, *_: tuple[int, ...]) -> nn.Module:
+    def build(inputs: Inputs, *_: tuple[int, ...]) -> nn.Module:
         return Spoilt(models.build("cnn2", inputs), {7})  # the last step of the first epoch
 
     monkeypatch.setitem(models.MODELS, "spoilt", models.Architecture(build))
@@ -135,7 +136,7 @@ def test_no_checkpoint_holds_weights_that_are_no_numbers(
 def test_nor_a_proxy_whose_weights_are_no_numbers(
     small: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(inputs: models.Inputs, widths: Sequence[int], _: Sequence[int]) -> nn.Module:
+    def build(inputs: Inputs, widths: Sequence[int], _: Sequence[int]) -> nn.Module:
         network = models.build("cnn2", inputs, widths)
         return Spoilt(network, {4}) if tuple(widths) == (4, 8) else network
 

@@ -12,6 +12,7 @@ from torch import nn
 from dist_train import models, transfer
 from dist_train.config import Config
 from dist_train.errors import UserError
+from dist_train.models.inputs import Inputs
 from dist_train.options import parse
 from dist_train.train import train
 from tests.conftest import SMALL
@@ -92,8 +93,8 @@ def test_a_resumed_run_is_not_given_the_weights_again(
     assert not changed(resumed, whole)
 
 
-def inputs(shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> models.Inputs:
-    return models.Inputs(classes, shape, lambda: torch.zeros(()))
+def inputs(shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> Inputs:
+    return Inputs(classes, shape, lambda: torch.zeros(()))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])

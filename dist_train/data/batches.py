@@ -1,9 +1,10 @@
 """Batches of one rank: the order, cut to this rank's slice, with images, labels and draws."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import islice, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -68,22 +69,8 @@ class Batch:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a rank's part of an epoch consists of: samples, and how they are cut into steps."""
-
-    ids: Ids
-    """int64 (n,), on the host."""
-    labels: Tensor
-    """int64 (n,)"""
-    draws: Tensor
-    """float32 (n, augment.NUM_DRAWS)"""
-    lengths: Sequence[int]
-    """Of each step: samples that are read."""
-    shares: Sequence[float]
-    """See Batch."""
-    global_sizes: Sequence[int]
-    """See Batch."""
+Plan = tuple[Ids, Iterable[Callable[[Tensor], Batch]]]
+"""A rank's part of an epoch: the ids, int64 (n,), and of each step what makes images a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,36 +120,28 @@ class TrainBatches:
         slices = [self.order.rank_slice(len(ids), self.rank, self.world_size) for ids in steps]
         parts = [self._with_partners(ids, part) for ids, part in zip(steps, slices, strict=True)]
         ids = np.concatenate(parts)
-        draws = draw(
+        table = draw(
             self.policy, ids, seed=self.order.seed, epoch=epoch, image_size=self.image_size
         )
-        return Plan(
-            ids,
-            self.labels[self._to_device(ids)],
-            self._to_device(draws),
-            lengths=[len(part) for part in parts],
-            shares=[
-                (own.stop - own.start) * self.world_size / len(step)
-                for own, step in zip(slices, steps, strict=True)
-            ],
-            global_sizes=[len(step) for step in steps],
+        labels, draws = self.labels[self._to_device(ids)], self._to_device(table)
+        ends = np.cumsum([0, *map(len, parts)]).tolist()
+        return ids, (
+            partial(
+                Batch,
+                labels=labels[start:end],
+                draws=draws[start:end],
+                share=(own.stop - own.start) * self.world_size / len(step),
+                global_size=len(step),
+                mixed=self.policy.mixes,
+            )
+            for (start, end), own, step in zip(pairwise(ends), slices, steps, strict=True)
         )
 
     def _play(self, plan: Plan) -> Iterator[Batch]:
-        start = 0
-        steps = zip(plan.lengths, plan.shares, plan.global_sizes, strict=True)
-        with closing(self.loader.epoch(plan.ids)) as images:
-            for image, (length, share, global_size) in zip(images, steps, strict=True):
-                chosen = slice(start, start + length)
-                yield Batch(
-                    image,
-                    plan.labels[chosen],
-                    plan.draws[chosen],
-                    share=share,
-                    global_size=global_size,
-                    mixed=self.policy.mixes,
-                )
-                start += length
+        ids, steps = plan
+        with closing(self.loader.epoch(ids)) as images:
+            for image, batch in zip(images, steps, strict=True):
+                yield batch(image)
 
     def _with_partners(self, ids: Ids, own: slice) -> Ids:
         """This rank's ids, and behind them those of the samples they are mixed with."""

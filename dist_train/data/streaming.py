@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dist_train.data import beton
 from dist_train.errors import UserError
 
 Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -204,7 +205,7 @@ def _decoder(path: Path, batch_size: int, threads: int) -> tuple[int, Decode]:
     """The number of samples, and a function from ids and a slot of the ring to images in it."""
     from ffcv.loader import Loader
 
-    _check(path)
+    beton.check(path)  # FFCV maps the file: a gap in it would kill the process
     # Labels are looked up by id elsewhere. Without a seed (unused here) FFCV draws one from NumPy's
     # global generator.
     loader = Loader(
@@ -232,31 +233,3 @@ def _decoder(path: Path, batch_size: int, threads: int) -> tuple[int, Decode]:
 
     decode(np.zeros(1, np.uint64), 0)  # compiles here, not in the first step
     return loader.reader.num_samples, decode
-
-
-def _check(path: Path) -> None:
-    """Compare the file with its allocation table: FFCV maps it, so a gap in it kills the process.
-
-    Raises UserError.
-    """
-    from ffcv.reader import Reader
-
-    try:
-        size = path.stat().st_size
-        reader = Reader(str(path))
-        table = reader.alloc_table
-        image = reader.metadata["f0"]
-        pointers = image["data_ptr"] if image.dtype.names else image
-        whole = (
-            len(table) == reader.num_samples > 0
-            and int((table["ptr"] + table["size"]).max()) <= size
-            and np.array_equal(np.sort(table["ptr"]), np.sort(pointers))
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found, expected a prepared .beton file") from error
-    except Exception:  # whatever nonsense in the file leads FFCV to
-        whole = False
-    if not whole:
-        raise UserError(
-            f"{path}: damaged, expected a whole .beton file; delete it and prepare again"
-        )

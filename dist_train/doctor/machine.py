@@ -45,7 +45,7 @@ def probed() -> Mapping[str, dict[str, Any]]:
     """What `probe.py` tells of each package, and of `gpus`; nothing of what it did not live to."""
     command = [sys.executable, "-P", probe.__file__, *PACKAGES]
     try:
-        done = subprocess.run(command, stdout=-1, stderr=-3, text=True, timeout=IMPORT_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
         lines = done.stdout
     except subprocess.TimeoutExpired as expired:
         lines = (expired.stdout or b"").decode() if isinstance(expired.stdout, bytes) else ""

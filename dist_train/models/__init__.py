@@ -2,46 +2,20 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from dist_train.errors import UserError
-from dist_train.models.norm import BatchNorm
+from dist_train.models.inputs import Inputs, Widths
 from dist_train.models.resnet import BasicBlock, Bottleneck, ResNet, resnet9
 from dist_train.models.simple import RNN, cnn, lenet, mlp
 from dist_train.models.vit import ViT
 from dist_train.models.whitened import whitened
 from dist_train.models.wide_resnet import wide_resnet
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a network is built for, and what of it can be chosen."""
-
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    """(H, W, C)"""
-    sample_images: Callable[[], Tensor]
-    """Reads normalised training images, float32 (n, C, H, W), for layers learnt from the data."""
-    batch_norm_group: int = 0
-    """Samples over which BatchNorm takes its statistics; 0: a rank's batch."""
-    activation: str = "relu"
-    """Of the simple networks; see layers.ACTIVATIONS."""
-    dropout: float = 0.0
-    """Share of the simple networks' hidden units dropped in training."""
-    cell: str = "lstm"
-    """Of the recurrent network; see simple.CELLS."""
-
-    def norm(self) -> Callable[[int], nn.Module]:
-        """The normalisation layer: channels -> module."""
-        return partial(BatchNorm, group=self.batch_norm_group)
-
-
-Widths = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,71 +30,27 @@ class Architecture:
     """Units of each fully connected hidden layer; any other number of them will do."""
 
 
-def simple(constructor: Callable[..., nn.Module]) -> Callable[[Inputs, Widths, Widths], nn.Module]:
-    """For the convolutional networks of simple.py."""
-    return lambda i, widths, hidden: constructor(
-        i.num_classes,
-        i.image_shape,
-        widths=widths,
-        hidden=hidden,
-        activation=i.activation,
-        dropout=i.dropout,
-    )
-
-
-def resnet(
-    block: type[BasicBlock | Bottleneck], depths: Sequence[int]
-) -> Callable[[Inputs, Widths, Widths], nn.Module]:
-    """For the family of resnet.ResNet."""
-    return lambda i, widths, _: ResNet(
-        i.num_classes, i.image_shape, widths=widths, depths=depths, block=block, norm=i.norm()
-    )
-
-
 MODELS: dict[str, Architecture] = {
-    "mlp": Architecture(
-        lambda i, _, hidden: mlp(
-            i.num_classes,
-            i.image_shape,
-            hidden=hidden,
-            activation=i.activation,
-            dropout=i.dropout,
-        ),
-        hidden=(64, 64),
+    "mlp": Architecture(mlp, hidden=(64, 64)),
+    "cnn2": Architecture(cnn, widths=(16, 32), hidden=(128,)),
+    "cnn3": Architecture(cnn, widths=(16, 32, 64), hidden=(128,)),
+    "cnn4": Architecture(cnn, widths=(16, 32, 64, 128), hidden=(128,)),
+    "lenet": Architecture(lenet, widths=(6, 16), hidden=(120, 84)),
+    "rnn": Architecture(RNN, widths=(128,), hidden=(64,)),
+    "resnet9": Architecture(resnet9, widths=(64, 128, 256, 512)),
+    "resnet18": Architecture(
+        partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2)), widths=(64, 128, 256, 512)
     ),
-    "cnn2": Architecture(simple(cnn), widths=(16, 32), hidden=(128,)),
-    "cnn3": Architecture(simple(cnn), widths=(16, 32, 64), hidden=(128,)),
-    "cnn4": Architecture(simple(cnn), widths=(16, 32, 64, 128), hidden=(128,)),
-    "lenet": Architecture(simple(lenet), widths=(6, 16), hidden=(120, 84)),
-    "rnn": Architecture(
-        lambda i, widths, hidden: simple(partial(RNN, cell=i.cell))(i, widths, hidden),
-        widths=(128,),
-        hidden=(64,),
+    "resnet34": Architecture(
+        partial(ResNet, block=BasicBlock, depths=(3, 4, 6, 3)), widths=(64, 128, 256, 512)
     ),
-    "resnet9": Architecture(
-        lambda i, widths, _: resnet9(i.num_classes, i.image_shape, widths, i.norm()),
-        widths=(64, 128, 256, 512),
+    "resnet50": Architecture(
+        partial(ResNet, block=Bottleneck, depths=(3, 4, 6, 3)), widths=(64, 128, 256, 512)
     ),
-    "resnet18": Architecture(resnet(BasicBlock, (2, 2, 2, 2)), widths=(64, 128, 256, 512)),
-    "resnet34": Architecture(resnet(BasicBlock, (3, 4, 6, 3)), widths=(64, 128, 256, 512)),
-    "resnet50": Architecture(resnet(Bottleneck, (3, 4, 6, 3)), widths=(64, 128, 256, 512)),
-    "wide_resnet28_10": Architecture(
-        lambda i, widths, _: wide_resnet(i.num_classes, i.image_shape, widths, i.norm()),
-        widths=(16, 160, 320, 640),
-    ),
-    "vit": Architecture(
-        lambda i, widths, _: ViT(i.num_classes, i.image_shape, width=widths[0]), widths=(192,)
-    ),
-    "whitened": Architecture(
-        lambda i, widths, _: whitened(i.num_classes, i.sample_images(), widths, i.batch_norm_group),
-        widths=(64, 256, 256),
-    ),
-    "whitened_residual": Architecture(
-        lambda i, widths, _: whitened(
-            i.num_classes, i.sample_images(), widths, i.batch_norm_group, residual=True
-        ),
-        widths=(128, 384, 512),
-    ),
+    "wide_resnet28_10": Architecture(wide_resnet, widths=(16, 160, 320, 640)),
+    "vit": Architecture(ViT, widths=(192,)),
+    "whitened": Architecture(whitened, widths=(64, 256, 256)),
+    "whitened_residual": Architecture(partial(whitened, residual=True), widths=(128, 384, 512)),
 }
 
 

@@ -1,6 +1,6 @@
-"""Layers that several families share: activations by name, dropout, fully connected layers."""
+"""Layers that several families share: activations by name, dropout, a pool."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -70,24 +70,3 @@ def mix(x: Tensor) -> Tensor:
 def dropouts(model: nn.Module) -> list[Dropout]:
     """The layers whose `keys` have to be set before each training step."""
     return [m for m in model.modules() if isinstance(m, Dropout) and m.share > 0]
-
-
-def fully_connected(
-    inputs: int, hidden: Iterable[int], num_classes: int, activation: str, dropout: float
-) -> Sequence[nn.Module]:
-    """Linear, activation and dropout for each of `hidden`, then the linear head.
-
-    There is a dropout layer also where its share is 0: the names of the weights do not depend on
-    it.
-
-    Args:
-        inputs: features, (n, inputs).
-        hidden: units of each hidden layer.
-        activation: a key of ACTIVATIONS.
-        dropout: share of the hidden units that are dropped in training.
-    """
-    layers: list[nn.Module] = []
-    for depth, units in enumerate(hidden):
-        layers += [nn.Linear(inputs, units), ACTIVATIONS[activation](), Dropout(dropout, depth)]
-        inputs = units
-    return [*layers, nn.Linear(inputs, num_classes)]

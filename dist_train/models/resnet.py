@@ -1,22 +1,20 @@
 """Residual networks: ResNet-9, and the family of He et al. with torchvision's names of weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dist_train.models.inputs import Inputs, Norm, Widths
 from dist_train.models.layers import GlobalMaxPool
 
-Norm = Callable[[int], nn.Module]
 
-
-def resnet9(
-    num_classes: int, image_shape: Sequence[int], widths: Sequence[int], norm: Norm
-) -> nn.Module:
+def resnet9(inputs: Inputs, widths: Widths, _: Widths) -> nn.Module:
     """The nine-layer network of David Page's "How to train your ResNet" (2018).
 
     Args:
         widths: channels of the stem and of the three stages.
     """
+    norm = inputs.norm()
 
     def block(channels_in: int, channels_out: int, pool: bool) -> nn.Sequential:
         conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
@@ -30,7 +28,7 @@ def resnet9(
 
     stem, first, second, third = widths
     return nn.Sequential(
-        block(image_shape[-1], stem, pool=False),
+        block(inputs.image_shape[-1], stem, pool=False),
         block(stem, first, pool=True),
         residual(first),
         block(first, second, pool=True),
@@ -38,7 +36,7 @@ def resnet9(
         residual(third),
         GlobalMaxPool(),
         nn.Flatten(),
-        nn.Linear(third, num_classes),
+        nn.Linear(third, inputs.num_classes),
     )
 
 
@@ -62,24 +60,22 @@ class ResNet(nn.Module):
     stride or pooling; larger ones that of the paper.
 
     Args:
-        image_shape: (H, W, C).
         widths: channels of each stage (a fourth of its output in bottlenecks).
-        depths: blocks of each stage.
         block: BasicBlock or Bottleneck.
-        norm: channels -> normalisation layer.
+        depths: blocks of each stage.
     """
 
     def __init__(
         self,
-        num_classes: int,
-        image_shape: Sequence[int],
+        inputs: Inputs,
+        widths: Widths,
+        _: Widths,
         *,
-        widths: Sequence[int],
-        depths: Sequence[int],
         block: "type[BasicBlock | Bottleneck]",
-        norm: Norm,
+        depths: Sequence[int],
     ) -> None:
         super().__init__()
+        image_shape, norm = inputs.image_shape, inputs.norm()
         channels, small = widths[0], max(image_shape[:2]) <= 64
         self.conv1 = (
             nn.Conv2d(image_shape[-1], channels, 3, padding=1, bias=False)
@@ -98,7 +94,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(channels, inputs.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

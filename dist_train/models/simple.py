@@ -8,67 +8,42 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.errors import UserError
-from dist_train.models.layers import ACTIVATIONS, fully_connected
+from dist_train.models.inputs import Inputs, Widths
+from dist_train.models.layers import ACTIVATIONS, Dropout
 
 
-def mlp(
-    num_classes: int,
-    image_shape: Sequence[int],
-    *,
-    hidden: Sequence[int],
-    activation: str = "relu",
-    dropout: float = 0.0,
-) -> nn.Module:
-    """The pixels of an image as one vector, then fully connected layers.
-
-    Args:
-        image_shape: (H, W, C).
-        hidden: units of each hidden layer, any number of them.
-        activation, dropout: see layers.fully_connected.
-    """
-    layers = fully_connected(prod(image_shape), hidden, num_classes, activation, dropout)
-    return nn.Sequential(nn.Flatten(), *layers)
+def mlp(inputs: Inputs, _: Widths, hidden: Widths) -> nn.Module:
+    """The pixels of an image as one vector, then fully connected layers."""
+    return nn.Sequential(nn.Flatten(), *head(prod(inputs.image_shape), hidden, inputs))
 
 
 def cnn(
-    num_classes: int,
-    image_shape: Sequence[int],
-    *,
-    widths: Sequence[int],
-    hidden: Sequence[int],
-    activation: str = "relu",
-    dropout: float = 0.0,
-    kernel: int = 3,
-    padding: int = 1,
+    inputs: Inputs, widths: Widths, hidden: Widths, *, kernel: int = 3, padding: int = 1
 ) -> nn.Module:
     """A convolution, activation and max-pool a stage, then fully connected layers.
 
     Args:
-        image_shape: (H, W, C); H and W are halved by each stage.
-        widths: channels of each stage.
+        widths: channels of each stage, which halves the image.
         hidden: units of each hidden layer behind them.
-        activation, dropout: see layers.fully_connected.
         kernel, padding: of the convolutions, in pixels.
 
     Raises:
         UserError: nothing would be left of an image.
     """
-    height, width, channels = image_shape
+    height, width, channels = inputs.image_shape
     layers: list[nn.Module] = []
     lost = kernel - 1 - 2 * padding
     for out_channels in widths:
         conv = nn.Conv2d(channels, out_channels, kernel, padding=padding)
-        layers += [conv, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
+        layers += [conv, ACTIVATIONS[inputs.activation](), nn.MaxPool2d(2)]
         channels, height, width = out_channels, (height - lost) // 2, (width - lost) // 2
     if min(height, width) < 1:
         raise UserError(
             f"{len(widths)} convolutions of {kernel}x{kernel} pixels, each with a pool, cannot "
-            f"take images of {image_shape[0]}x{image_shape[1]} pixels; choose a larger "
-            "--data.image_size"
+            f"take images of {inputs.image_shape[0]}x{inputs.image_shape[1]} pixels; choose a "
+            "larger --data.image_size"
         )
-    inputs = channels * height * width
-    head = fully_connected(inputs, hidden, num_classes, activation, dropout)
-    return nn.Sequential(*layers, nn.Flatten(), *head)
+    return nn.Sequential(*layers, nn.Flatten(), *head(channels * height * width, hidden, inputs))
 
 
 # The network of PyTorch's CIFAR-10 tutorial (6-16-120-84), after LeCun et al., 1998.
@@ -78,31 +53,19 @@ lenet = partial(cnn, kernel=5, padding=0)
 class RNN(nn.Module):
     """Reads an image row by row, from the top; its last state goes through connected layers.
 
+    An image is H steps of W * C inputs.
+
     Args:
-        image_shape: (H, W, C): H steps of W * C inputs.
-        cell: `lstm` (Hochreiter and Schmidhuber, 1997) or `gru` (Cho et al., 2014).
         widths: units of the state, a single number.
-        hidden: units of each hidden layer behind it.
-        activation, dropout: of these layers; the cells have their own.
+        hidden: units of each hidden layer behind it; activation and dropout are theirs alone.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        image_shape: Sequence[int],
-        *,
-        widths: Sequence[int],
-        hidden: Sequence[int],
-        cell: str = "lstm",
-        activation: str = "relu",
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, inputs: Inputs, widths: Widths, hidden: Widths) -> None:
         super().__init__()
-        _, width, channels = image_shape
+        _, width, channels = inputs.image_shape
         (state,) = widths
-        self.cell = CELLS[cell](width * channels, state, batch_first=True)
-        layers = fully_connected(state, hidden, num_classes, activation, dropout)
-        self.head = nn.Sequential(*layers)
+        self.cell = CELLS[inputs.cell](width * channels, state, batch_first=True)
+        self.head = nn.Sequential(*head(state, hidden, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to logits (N, classes)."""
@@ -114,4 +77,23 @@ class RNN(nn.Module):
         return logits
 
 
+# Hochreiter and Schmidhuber, 1997; Cho et al., 2014.
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+def head(features: int, hidden: Widths, inputs: Inputs) -> Sequence[nn.Module]:
+    """Linear, activation and dropout for each of `hidden`, then the last linear layer.
+
+    There is a dropout layer also where its share is 0: the names of the weights do not depend on
+    it.
+
+    Args:
+        features: of its input, (n, features).
+        hidden: units of each hidden layer, any number of them.
+    """
+    layers: list[nn.Module] = []
+    for depth, units in enumerate(hidden):
+        activation, dropout = ACTIVATIONS[inputs.activation](), Dropout(inputs.dropout, depth)
+        layers += [nn.Linear(features, units), activation, dropout]
+        features = units
+    return [*layers, nn.Linear(features, inputs.num_classes)]

@@ -1,10 +1,10 @@
 """A small vision transformer (Dosovitskiy et al., 2020)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dist_train.models.inputs import Inputs, Widths
 
 
 class ViT(nn.Module):
@@ -13,23 +13,22 @@ class ViT(nn.Module):
     The mean instead of a class token: Beyer et al., "Better plain ViT baselines" (2022).
 
     Args:
-        image_shape: (H, W, C); patches have 4 pixels a side, 16 in images of more than 64.
-        width: of a token, a multiple of 64, which is the width of an attention head.
+        widths: of a token, a single multiple of 64, which is the width of an attention head.
         depth: number of blocks.
     """
 
-    def __init__(
-        self, num_classes: int, image_shape: Sequence[int], *, width: int, depth: int = 6
-    ) -> None:
+    def __init__(self, inputs: Inputs, widths: Widths, _: Widths, *, depth: int = 6) -> None:
         super().__init__()
-        height, image_width, channels = image_shape
+        (width,) = widths
+        height, image_width, channels = inputs.image_shape
+        # Patches have 4 pixels a side, 16 in images of more than 64.
         patch = 4 if max(height, image_width) <= 64 else 16
         tokens = (height // patch) * (image_width // patch)
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, num_classes)
+        self.head = nn.Linear(width, inputs.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to logits (N, classes)."""

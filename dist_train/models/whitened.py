@@ -4,36 +4,26 @@ After Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), w
 David Page and tysam-code.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from dist_train.models.inputs import Inputs, Widths
 from dist_train.models.layers import GlobalMaxPool
 from dist_train.models.norm import BatchNorm
 
 
-def whitened(
-    num_classes: int,
-    sample_images: Tensor,
-    widths: Sequence[int],
-    batch_norm_group: int,
-    *,
-    residual: bool = False,
-) -> nn.Module:
+def whitened(inputs: Inputs, widths: Widths, _: Widths, *, residual: bool = False) -> nn.Module:
     """Whitening convolution, then stages of two 3x3 convolutions, and a scaled linear head.
 
     Args:
-        sample_images: float32 (n, C, H, W), normalised; what the whitening is learnt from.
         widths: channels of each stage; each halves the image.
-        batch_norm_group: see norm.BatchNorm.
         residual: a third convolution in each stage, and what the first gave is added to what the
             other two make of it (airbench96); BatchNorm's statistics then move more slowly.
     """
-    momentum = 0.1 if residual else 0.4
+    momentum, group = 0.1 if residual else 0.4, inputs.batch_norm_group
 
     def norm(width: int) -> nn.Module:
-        return BatchNorm(width, group=batch_norm_group, momentum=momentum, eps=1e-12, scale=False)
+        return BatchNorm(width, group=group, momentum=momentum, eps=1e-12, scale=False)
 
     def second_part(width: int) -> list[nn.Module]:
         once = [dirac_convolution(width, width), norm(width)]
@@ -41,7 +31,7 @@ def whitened(
             return once
         return [Residual(*once, nn.SiLU(), dirac_convolution(width, width), norm(width))]
 
-    whitening = whitening_convolution(sample_images)
+    whitening = whitening_convolution(inputs.sample_images())
     channels = whitening.out_channels
     stages: list[nn.Module] = []
     for width in widths:
@@ -54,7 +44,7 @@ def whitened(
             nn.SiLU(),
         ]
         channels = width
-    head = nn.Linear(channels, num_classes, bias=False)
+    head = nn.Linear(channels, inputs.num_classes, bias=False)
     nn.init.normal_(head.weight)
     return nn.Sequential(
         whitening,

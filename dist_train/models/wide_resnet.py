@@ -1,35 +1,26 @@
 """Wide residual networks (Zagoruyko and Komodakis, 2016): few blocks, many channels."""
 
-from collections.abc import Callable, Sequence
-
 from torch import Tensor, nn
 
-Norm = Callable[[int], nn.Module]
+from dist_train.models.inputs import Inputs, Norm, Widths
 
 
-def wide_resnet(
-    num_classes: int,
-    image_shape: Sequence[int],
-    widths: Sequence[int],
-    norm: Norm,
-    *,
-    blocks: int = 4,
-) -> nn.Module:
+def wide_resnet(inputs: Inputs, widths: Widths, _: Widths, *, blocks: int = 4) -> nn.Module:
     """Normalisation and ReLU come before each convolution; 6 * blocks + 4 layers.
 
     Args:
-        image_shape: (H, W, C).
         widths: channels of the stem and of the three stages; 16,160,320,640 is WRN-28-10.
         blocks: in each stage.
     """
-    channels, *stages = widths
-    layers: list[nn.Module] = [nn.Conv2d(image_shape[-1], channels, 3, padding=1, bias=False)]
+    norm, (channels, *stages) = inputs.norm(), widths
+    stem = nn.Conv2d(inputs.image_shape[-1], channels, 3, padding=1, bias=False)
+    layers: list[nn.Module] = [stem]
     for stage, width in enumerate(stages):
         for i in range(blocks):
             layers.append(PreActivationBlock(channels, width, 2 if stage and not i else 1, norm))
             channels = width
     tail = [norm(channels), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    network = nn.Sequential(*layers, *tail, nn.Linear(channels, num_classes))
+    network = nn.Sequential(*layers, *tail, nn.Linear(channels, inputs.num_classes))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised, for the filters of convolutions and for matrices.
+"""Muon: momentum, orthogonalised, for the filters of convolutions.
 
 After Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 """
@@ -19,7 +19,7 @@ class Muon(torch.optim.Optimizer):
     airbench. Those of equal shape are orthogonalised together, shared out over the ranks.
 
     Args:
-        params: weights of two or more dimensions, or groups of them.
+        params: filters, (out, in, height, width), or groups of them.
         lr: step size.
         momentum: of the gradient's running sum.
         shared: whether all ranks hold the same gradients, and may share out the work.

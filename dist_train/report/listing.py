@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_train.checks import as_typed
+from dist_train.config import flatten
 from dist_train.report.reading import Run, differing, is_number
 from dist_train.report.tables import Table, results
-from dist_train.runs import flatten
 
 COLUMNS = ("run", "state", "recipe", "epochs", "accuracy", "images/s", "when")
 

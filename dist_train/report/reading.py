@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeGuard
 
+from dist_train.config import flatten
 from dist_train.errors import UserError
-from dist_train.runs import flatten
 
 State = Literal["finished", "running", "stopped", "failed"]
 Line = Mapping[str, Any]
@@ -254,7 +254,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     )
 
 
-def differing(runs: Sequence[Run], *, but: Sequence[str] = ("name",)) -> list[str]:
-    """The config fields in which runs differ, in the config's order."""
-    fields = dict.fromkeys(name for run in runs for name in run.config if name not in but)
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The config fields, but for the name, in which runs differ, in the config's order."""
+    fields = dict.fromkeys(field for run in runs for field in run.config if field != "name")
     return [name for name in fields if len({repr(run.config.get(name)) for run in runs}) > 1]

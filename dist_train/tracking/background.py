@@ -10,6 +10,8 @@ from dist_train.tracking import Relay, Tracker
 
 # A tracker that is a thousand lines behind will not catch up.
 CAPACITY = 1000
+FINISH_SECONDS = 60  # the most a finished run waits for it
+STOP_SECONDS = 10  # and one that was asked to stop, and may be killed soon
 
 
 class Background(Relay):
@@ -20,21 +22,11 @@ class Background(Relay):
     Args:
         name: what people call the tracker.
         make: makes it; may import heavy packages and wait for the network.
-        finish_seconds: the most a finished run waits for it.
-        stop_seconds: the most a run waits for it that was asked to stop, and may be killed soon.
     """
 
-    def __init__(
-        self,
-        name: str,
-        make: Callable[[], Tracker],
-        *,
-        finish_seconds: float = 60,
-        stop_seconds: float = 10,
-    ) -> None:
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name = name
         self._make = make
-        self._finish_seconds, self._stop_seconds = finish_seconds, stop_seconds
         self._calls = queue.Queue[tuple[str, Any, Any]](CAPACITY)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -78,9 +70,9 @@ class Background(Relay):
             TimeoutError: it did not come to an end.
         """
         self.tell("finish", summary)
-        seconds = self._finish_seconds if summary else self._stop_seconds
+        seconds = FINISH_SECONDS if summary else STOP_SECONDS
         self._thread.join(seconds)
         if self._error is not None:
             raise self._error
         if self._thread.is_alive():
-            raise TimeoutError(f"it did not come to an end within {seconds:.0f} s")
+            raise TimeoutError(f"it did not come to an end within {seconds} s")

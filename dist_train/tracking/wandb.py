@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from dist_train.config import TrackingConfig
 from dist_train.files import write_atomically
 from dist_train.mistakes import Shares, confusion
 from dist_train.preemption import EXIT_CODE
 from dist_train.tracking import STOPPED, Tracker
 from dist_train.tracking.answers import Labels, Occasions, Subject, pixels
-from dist_train.tracking.wandb_setup import Place, start
+from dist_train.tracking.wandb_setup import start
 
 if TYPE_CHECKING:
     import wandb
@@ -32,30 +33,28 @@ class WandB(Tracker):
         folder: the run's directory; W&B's files go below it unless $WANDB_DIR is set.
         config: nested plain values.
         total_steps: the end.
-        watched: a model whose gradients or parameters are logged as histograms, every so many
-            steps.
-        artifacts: `references` to the final weights and the checkpoints that are left at the end,
-            or `files`, uploads of them all.
+        model: whose gradients or parameters are logged as histograms, if `settings.watch` says so,
+            every `log_every` steps.
     """
 
     def __init__(
         self,
         folder: Path,
+        settings: TrackingConfig,
         *,
-        place: Place,
         mode: Literal["online", "offline"],
         config: Mapping[str, Any],
         total_steps: int,
         subject: Subject,
-        artifacts: Literal["off", "references", "files"] = "off",
-        watched: tuple[nn.Module, Literal["gradients", "parameters", "all"], int] | None = None,
+        model: nn.Module,
+        log_every: int,
     ) -> None:
         self._folder = folder
         self._subject, self._occasions = subject, Occasions(total_steps)
-        self._artifacts = artifacts
+        self._artifacts = settings.artifacts
         self._pending: dict[str, Any] = {}
         self._exit_code = 1
-        self._run = start(folder, place, mode, config)
+        self._run = start(folder, settings, mode, config)
         # W&B's own step may not go back, and it is ours: steps that were logged before a resume
         # are not logged again. That is noted after each line.
         self._noted = folder / "wandb-step"
@@ -71,11 +70,10 @@ class WandB(Tracker):
         self._run.define_metric(
             "perf/images_per_second", step_metric="train/step", summary="max,mean,last"
         )
-        if watched:
-            model, what, every = watched
-            self._run.watch(model, log=what, log_freq=every)
+        if settings.watch != "none":
+            self._run.watch(model, log=settings.watch, log_freq=log_every)
         manifest = folder / "manifest.json"
-        if artifacts != "off" and not self._run.offline and manifest.exists():
+        if self._artifacts != "off" and not self._run.offline and manifest.exists():
             # The manifest holds the checksums of the data: equal data is an equal version.
             data = self._artifact(config["data"]["dataset"], "dataset", manifest, as_file=True)
             self._run.use_artifact(data)

@@ -7,17 +7,16 @@ import netrc
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from dist_train.config import WandbMode
+from dist_train.config import TrackingConfig, WandbMode
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
 
@@ -73,33 +72,21 @@ def api_key() -> str | None:
     return login[2] if login else None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a run stands in W&B; what is None is left to W&B's own environment variables."""
+def init_arguments(settings: TrackingConfig, name: str) -> dict[str, Any]:
+    """Of wandb.init: a flag first, then W&B's variable, then our default."""
 
-    name: str
-    project: str | None = None
-    entity: str | None = None
-    group: str | None = None
-    job_type: str | None = None
-    tags: Sequence[str] = ()
-    notes: str | None = None
+    def default(variable: str, value: str | None) -> str | None:
+        return None if os.environ.get(variable) else value
 
-    def arguments(self) -> dict[str, Any]:
-        """Of wandb.init: a flag first, then W&B's variable, then our default."""
-
-        def default(variable: str, value: str | None) -> str | None:
-            return None if os.environ.get(variable) else value
-
-        return {
-            "name": default("WANDB_NAME", self.name),
-            "project": self.project or default("WANDB_PROJECT", DEFAULT_PROJECT),
-            "entity": self.entity,
-            "group": self.group or default("WANDB_RUN_GROUP", array_job()),
-            "job_type": self.job_type or default("WANDB_JOB_TYPE", "train"),
-            "tags": list(self.tags) or None,
-            "notes": self.notes,
-        }
+    return {
+        "name": default("WANDB_NAME", name),
+        "project": settings.project or default("WANDB_PROJECT", DEFAULT_PROJECT),
+        "entity": settings.entity,
+        "group": settings.group or default("WANDB_RUN_GROUP", array_job()),
+        "job_type": settings.job_type or default("WANDB_JOB_TYPE", "train"),
+        "tags": list(settings.tags) or None,
+        "notes": settings.notes,
+    }
 
 
 def array_job() -> str | None:
@@ -118,7 +105,10 @@ def slurm_job() -> dict[str, str]:
 
 
 def start(
-    folder: Path, place: Place, mode: Literal["online", "offline"], config: Mapping[str, Any]
+    folder: Path,
+    settings: TrackingConfig,
+    mode: Literal["online", "offline"],
+    config: Mapping[str, Any],
 ) -> wandb.Run:
     """The run of this directory, new or gone on with; offline when the server is not to be had."""
     import wandb  # a second; in the thread of `Background`
@@ -144,7 +134,7 @@ def start(
 
     def init(mode: str) -> wandb.Run:
         return wandb.init(
-            **place.arguments(),
+            **init_arguments(settings, folder.name),
             id=run_id,
             resume="allow",
             mode=mode,  # type: ignore[arg-type]

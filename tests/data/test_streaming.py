@@ -270,7 +270,7 @@ def test_damaged_file(files: dict[str, Path], tmp_path: Path, damage: Any) -> No
 
 @needs_ffcv
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.beton: not found"):
+    with pytest.raises(UserError, match=r"none\.beton: No such file"):
         StreamLoader(tmp_path / "none.beton", batch_size=8, device=CPU)
 
 

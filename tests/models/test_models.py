@@ -11,19 +11,20 @@ from dist_train.checks import SIMPLE_MODELS
 from dist_train.config import ModelName
 from dist_train.errors import UserError
 from dist_train.flops import forward_flops
+from dist_train.models.inputs import Inputs
 from dist_train.models.layers import ACTIVATIONS, Dropout, dropouts
 from dist_train.models.norm import BatchNorm, grouped_norms
 from dist_train.models.whitened import whitening_convolution
 
 
-def inputs(shape: tuple[int, int, int] = (32, 32, 3), group: int = 0) -> models.Inputs:
+def inputs(shape: tuple[int, int, int] = (32, 32, 3), group: int = 0) -> Inputs:
     height, width, channels = shape
 
     def sample() -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(200, channels, height, width, generator=generator).cumsum(-1)
 
-    return models.Inputs(10, shape, sample, group)
+    return Inputs(10, shape, sample, group)
 
 
 def test_names_are_those_of_the_config() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -18,11 +18,12 @@ import pytest
 import torch
 import wandb
 
+from dist_train.config import TrackingConfig
 from dist_train.tracking import STOPPED, Trackers
 from dist_train.tracking.answers import Subject
 from dist_train.tracking.background import Background
 from dist_train.tracking.wandb import WandB
-from dist_train.tracking.wandb_setup import Place, choose_mode
+from dist_train.tracking.wandb_setup import choose_mode
 from tests.conftest import SMALL, dist_train, free_port, metrics, summary, until
 
 CLASSES = ("cat", "dog", "newt")
@@ -65,17 +66,21 @@ def images(rows: Any) -> Any:
     return np.stack([np.full((4, 4, 3), 40 * row, np.uint8) for row in rows])
 
 
-def tracker(folder: Path, **options: Any) -> WandB:
+def tracker(
+    folder: Path, *, mode: Literal["online", "offline"] = "offline", **settings: Any
+) -> WandB:
     """A W&B run of ten steps."""
     folder.mkdir(exist_ok=True)
-    arguments: dict[str, Any] = {
-        "place": Place(name=folder.name),
-        "mode": "offline",
-        "config": {"data": {"dataset": "pets"}},
-        "total_steps": 10,
-        "subject": Subject("test", CLASSES, images),
-    }
-    return WandB(folder, **(arguments | options))
+    return WandB(
+        folder,
+        TrackingConfig(**({"artifacts": "off"} | settings)),
+        mode=mode,
+        config={"data": {"dataset": "pets"}},
+        total_steps=10,
+        subject=Subject("test", CLASSES, images),
+        model=torch.nn.Identity(),
+        log_every=1,
+    )
 
 
 def line(step: int) -> dict[str, float]:
@@ -197,8 +202,8 @@ def test_flags_win_over_variables_and_variables_over_defaults(
     for name in ("PROJECT", "RUN_GROUP", "NOTES", "JOB_TYPE"):
         monkeypatch.setenv(f"WANDB_{name}", f"variable-{name.lower()}")
     monkeypatch.setenv("WANDB_RUN_ID", "asked-for")
-    place = Place(name="run", project="flag-project", notes="flag-notes", tags=("x",))
-    tracker(tmp_path / "run", place=place).finish({})
+    settings = {"project": "flag-project", "notes": "flag-notes", "tags": ("x",)}
+    tracker(tmp_path / "run", **settings).finish({})
     (run,) = of_type(records(tmp_path / "run"), "run")
     assert (run["project"], run["notes"]) == ("flag-project", "flag-notes")
     assert (run["run_group"], run["job_type"]) == ("variable-run_group", "variable-job_type")
