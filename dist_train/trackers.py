@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def check_installed(settings: TrackingConfig) -> None:
     """Raises UserError where a tracker was asked for that is not installed."""
-    wandb_setup.choose_mode(settings.wandb)
+    if settings.wandb != "auto":  # which takes what there is
+        wandb_setup.choose_mode(settings.wandb)
     if settings.tensorboard:
         tensorboard.require_installed()
 
