@@ -67,6 +67,16 @@ def policy(data: DataConfig) -> Policy:
     )
 
 
+def require_ffcv(data: DataConfig) -> None:
+    """Raises UserError where settings ask for what FFCV alone reads, and it is not installed."""
+    asked = "--data.loader stream" if data.loader == "stream" else "--data.storage jpeg"
+    if not is_available() and (data.loader == "stream" or data.storage == "jpeg"):
+        raise UserError(
+            f"{asked}: needs FFCV, which is not installed; run launch/setup.sh, or use "
+            "--data.loader resident with --data.storage raw"
+        )
+
+
 def choose_loader(data: DataConfig, manifest: Manifest, runtime: Runtime) -> str:
     """What `--data.loader auto` means here: `stream` or `resident`.
 
@@ -75,9 +85,11 @@ def choose_loader(data: DataConfig, manifest: Manifest, runtime: Runtime) -> str
     """
     if data.loader != "auto":
         return data.loader
+    if data.storage == "jpeg":
+        return "stream"
     if not is_available():
         return "resident"
-    if runtime.device.type == "cpu" or data.storage == "jpeg":
+    if runtime.device.type == "cpu":
         return "stream"
     free_bytes, _ = torch.cuda.mem_get_info(runtime.device)
     set_bytes = manifest.train.bytes + manifest.test.bytes

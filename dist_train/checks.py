@@ -82,11 +82,6 @@ def check_model(model: ModelConfig) -> None:
             f"--model.{name} {as_typed(getattr(model, name))}: {model.target} has its own; add "
             f"--model.{name} none",
         )
-    require(
-        not model.batch_norm_group or model.target is None,
-        f"--model.batch_norm_group {model.batch_norm_group}: {model.target} has its own layers; "
-        "add --model.batch_norm_group 0",
-    )
     changed = {"activation": model.activation != "relu", "dropout": model.dropout > 0}
     for flag, used in changed.items():
         require(

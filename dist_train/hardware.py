@@ -99,9 +99,10 @@ def lacks_compiler(*, cpu: bool) -> str:
 
     Triton builds what starts its kernels in C, against Python's headers.
     """
-    candidates = ("CXX", "g++", "clang++") if cpu else ("CC", "gcc", "clang")
-    if not any(shutil.which(os.environ.get(name, name)) for name in candidates):
-        return f"there is no {'C++' if cpu else 'C'} compiler here"
+    variable, usual = ("CXX", ("g++",)) if cpu else ("CC", ("gcc", "clang"))
+    named = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ((named,) if named else usual)):
+        return f"there is no {named or ('C++' if cpu else 'C') + ' compiler'} here"
     header = Path(sysconfig.get_path("include"), "Python.h")
     return "" if header.exists() else f"there is no {header}"
 

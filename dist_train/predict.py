@@ -119,7 +119,7 @@ def print_predictions(predictions: Iterable[Prediction], *, as_json: bool) -> No
             line = {"image": str(prediction.image), "probabilities": shares}
             print(json.dumps(line), flush=True)
     elif sys.stdout.isatty():
-        _print_table(list(tqdm(predictions, unit=" images", leave=False)))
+        _print_table(list(tqdm(predictions, unit=" images", leave=False, disable=None)))
     else:
         for prediction in predictions:
             print("\t".join((str(prediction.image), *_cells(prediction))), flush=True)

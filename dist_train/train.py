@@ -75,6 +75,7 @@ class Trainer:
     def __init__(self, config: Config, folder: Path, here: Runtime, clock: Clock) -> None:
         self.config, self.folder, self.here, self.clock = config, folder, here, clock
         here.on_main(lambda: check_installed(config.tracking))
+        build.require_ffcv(config.data)
         with clock.phase("prepare"):
             self.prepared = prepare_dataset(config.data)
             self.loader = build.choose_loader(config.data, self.prepared.manifest, here)

@@ -3,7 +3,7 @@
     python launch/wandb_dashboard.py --entity TEAM [--project dist_train]
     python launch/wandb_dashboard.py --dry_run          print what would be built, as JSON
 
-Needs `pip install -e '.[dashboard]'` and, unless --dry_run, a W&B login.
+Needs wandb-workspaces, which `make setup` installs, and, unless --dry_run, a W&B login.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> int:
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
-        message = "wandb-workspaces is not installed: pip install -e '.[dashboard]'"
+        message = "wandb-workspaces is not installed: run launch/setup.sh"
         print(f"wandb_dashboard: error: {message}", file=sys.stderr)
         return 2
     entity = given.entity

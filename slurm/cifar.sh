@@ -121,7 +121,7 @@ elif [[ $asked || -e $run/STOP ]]; then
     say "$run was stopped; unless SLURM requeues it, submit again with --name ${run##*/}"
     exit 75
 elif ((status == 0)); then # --dry_run alone ends well without a summary
-    rmdir "$run" || true
+    rmdir "$run" 2>/dev/null || true # it may be another run's
     say "the dry run went well"
 elif [[ $(newest_checkpoint) != "$before" ]]; then
     # A lost node ends the others before SLURM knows of it. What fails always gets no further.

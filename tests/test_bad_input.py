@@ -81,7 +81,6 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ("lenet --optim.bias_learning_rate=-1", ["--optim.bias_learning_rate -1", "0 or more"]),
         ("cnn2 --model.target a:net --model.hidden 8", ["--model.hidden 8", "a:net has its own"]),
         ("quickstart --model.target a:net", ["a:net has its own", "add --model.widths none"]),
-        ("cifar10_94 --model.target a:net", ["--model.batch_norm_group 500", "0"]),
         ("quickstart --model.name resnet18 --model.cell gru", ["--model.cell gru", "rnn"]),
         (
             "quickstart --model.name cnn2 --model.widths none",

@@ -209,14 +209,18 @@ def test_lines_of_metrics_do_not_show_where_a_run_was_cut(small: Config) -> None
     assert_same_weights(small, resumed)
 
 
-def test_a_tracker_that_is_missing_is_noticed_before_anything_else(
-    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["tensorboard", "ffcv"])
+def test_what_is_not_installed_is_missed_before_anything_else(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setattr("dist_train.tracking.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("dist_train.data.streaming.find_spec", lambda name: None)
     data = replace(small.data, cache=str(tmp_path / "cache"))
-    small = replace(small, data=data, tracking=replace(small.tracking, tensorboard=True))
-    with pytest.raises(UserError, match="tensorboard is not installed"):
-        train(small)
+    if missing == "ffcv":
+        data = replace(data, storage="jpeg", loader="auto")
+    tracking = replace(small.tracking, tensorboard=missing == "tensorboard")
+    with pytest.raises(UserError, match=rf"(?i){missing}.* is not installed"):
+        train(replace(small, data=data, tracking=tracking))
     assert not (folder(small) / "config.json").exists()
     assert not (tmp_path / "cache").exists()
 

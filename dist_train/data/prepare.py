@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -74,11 +73,6 @@ def prepare_dataset(data: DataConfig) -> Prepared:
     Raises:
         UserError: the data is not to be had, or the cache cannot be written.
     """
-    if data.storage == "jpeg" and find_spec("ffcv") is None:
-        raise UserError(
-            "--data.storage jpeg: FFCV reads it, which is not installed; run launch/setup.sh, or "
-            "use --data.storage raw"
-        )
     load = partial(
         catalog.load,
         data.dataset,

@@ -539,15 +539,6 @@ def test_a_folder_larger_than_memory_is_noticed_before_images_are_read(
         catalog.load("folder", root=str(tmp_path))
 
 
-def test_jpeg_without_ffcv_is_refused_before_anything_is_prepared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ffcv", None)
-    with pytest.raises(UserError, match=r"--data.storage jpeg: .* use --data.storage raw"):
-        prepare_dataset(DataConfig(dataset="shapes", storage="jpeg", cache=str(tmp_path / "cache")))
-    assert not (tmp_path / "cache").exists()
-
-
 def test_folder_classes_must_agree_and_hold_images(tmp_path: Path) -> None:
     image_folder(tmp_path)
     (tmp_path / "train" / "emu").mkdir()
