@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,8 +161,9 @@ class WandB(Tracker):
     def warn(self, title: str, text: str) -> None:
         """See Tracker."""
         if title == STOPPED:
-            self._run.mark_preempting()
             self._exit_code = EXIT_CODE  # anything but 0 tells it from a finished one
+            if "WANDB_SWEEP_ID" not in os.environ:  # a sweep would start again what it has stopped
+                self._run.mark_preempting()
         self._run.alert(title, text, level="WARN")
 
     def rewind(self, step: int) -> None:

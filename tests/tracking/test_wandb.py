@@ -67,7 +67,11 @@ def images(rows: Any) -> Any:
 
 
 def tracker(
-    folder: Path, *, mode: Literal["online", "offline"] = "offline", **settings: Any
+    folder: Path,
+    *,
+    mode: Literal["online", "offline"] = "offline",
+    model: torch.nn.Module | None = None,
+    **settings: Any,
 ) -> WandB:
     """A W&B run of ten steps."""
     folder.mkdir(exist_ok=True)
@@ -78,7 +82,7 @@ def tracker(
         config={"data": {"dataset": "pets"}},
         total_steps=10,
         subject=Subject("test", CLASSES, images),
-        model=torch.nn.Identity(),
+        model=model or torch.nn.Identity(),
         log_every=1,
     )
 
@@ -160,6 +164,28 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     assert [alert["title"] for alert in of_type(found, "alert")] == [STOPPED]
     assert [x["exit_code"] for x in of_type(found, "exit")] == [75, 0]
     assert of_type(found, "preempting")
+
+
+def test_a_run_that_its_sweep_has_stopped_is_not_to_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")  # as `wandb agent` does
+    run = tracker(tmp_path / "run")
+    run.warn(STOPPED, "the agent wanted it")
+    run.finish({})
+    found = records(tmp_path / "run")
+    assert [x["exit_code"] for x in of_type(found, "exit")] == [75]
+    assert not of_type(found, "preempting")
+
+
+def test_histograms_of_gradients_where_they_are_asked_for(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    run = tracker(tmp_path / "run", model=model, watch="gradients")
+    model(torch.ones(1, 2)).sum().backward()
+    run.log(line(1))
+    run.finish({})
+    (item,) = (x["item"] for x in of_type(records(tmp_path / "run"), "history"))
+    assert any(name.startswith("gradients/weight") for name in item)
 
 
 def test_pictures_of_the_surest_mistakes(tmp_path: Path) -> None:
