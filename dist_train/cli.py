@@ -1,6 +1,5 @@
 """The `dist-train` command. Nothing heavy is imported before it is needed."""
 
-import argparse
 import json
 import logging
 import os
@@ -86,27 +85,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str]) -> None:
     """`dist-train train`."""
-    own, rest = parse_dry_run(arguments)
+    dry_run, rest = split_dry_run(arguments)
     config, _ = options.parse(rest, "dist-train train", "[--dry_run]")
     from dist_train.metrics import Clock
     from dist_train.train import train as run
 
-    run(config, dry_run=own.dry_run, clock=Clock.of_process())
+    run(config, dry_run=dry_run, clock=Clock.of_process())
 
 
-def parse_dry_run(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flag of `train` that is no setting, and the rest.
+def split_dry_run(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the flag of `train` that is no setting was given, and the rest.
 
     `prepare` and `show` pass over it, so that job scripts can give all three the same flags.
     """
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry_run", action="store_true")
-    return parser.parse_known_args(arguments)
+    own, rest = parser.parse_known_args(arguments)
+    return own.dry_run, rest
 
 
 def prepare(arguments: Sequence[str]) -> None:
     """`dist-train prepare`."""
-    config, _ = options.parse(parse_dry_run(arguments)[1], "dist-train prepare")
+    _, rest = split_dry_run(arguments)
+    config, _ = options.parse(rest, "dist-train prepare")
     from dist_train.data.prepare import prepare_dataset  # no torch: `make train` waits for this
 
     prepared = prepare_dataset(config.data)
@@ -121,7 +122,8 @@ def show(arguments: Sequence[str]) -> None:
     """`dist-train show`."""
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--images", metavar="FILE.png")
-    own, rest = parser.parse_known_args(parse_dry_run(arguments)[1])
+    _, rest = split_dry_run(arguments)
+    own, rest = parser.parse_known_args(rest)
     config, sources = options.parse(rest, "dist-train show", "[--images FILE.png]")
     if own.images is None:
         print(options.show(config, sources))

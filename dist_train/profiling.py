@@ -84,14 +84,15 @@ class Profiler:
             return
         seconds["all_reduce"] = all_reduce_seconds(tracer)
         per_step = {name: value / steps for name, value in seconds.items()}
-        trace = self._folder / f"steps-{self._start}-{stop}.pt.trace.json"
+        heading = trace = str(self._folder / f"steps-{self._start}-{stop}.pt.trace.json")
         content = {"steps": steps, **{name: round(s, 9) for name, s in per_step.items()}}
         try:
             write_atomically(self._folder / "step_seconds.json", json.dumps(content).encode())
-            tracer.export_chrome_trace(str(trace))
+            tracer.export_chrome_trace(trace)
         except (UserError, OSError) as error:  # it may not cost the run
             log.warning("no trace of steps %d to %d: %s", self._start, stop, error)
-        self._runtime.say(f"{trace}: {described(per_step)}\n{top_operators(tracer, steps)}")
+            heading = f"steps {self._start} to {stop}"
+        self._runtime.say(f"{heading}: {described(per_step)}\n{top_operators(tracer, steps)}")
 
 
 class _Recording:

@@ -20,7 +20,8 @@ def whitened(inputs: Inputs, widths: Widths, _: Widths, *, residual: bool = Fals
         residual: a third convolution in each stage, and what the first gave is added to what the
             other two make of it (airbench96); BatchNorm's statistics then move more slowly.
     """
-    momentum, group = 0.1 if residual else 0.4, inputs.batch_norm_group
+    group = inputs.batch_norm_group
+    momentum = 0.1 if residual else 0.4
 
     def norm(width: int) -> nn.Module:
         return BatchNorm(width, group=group, momentum=momentum, eps=1e-12, scale=False)

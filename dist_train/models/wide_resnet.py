@@ -12,7 +12,8 @@ def wide_resnet(inputs: Inputs, widths: Widths, _: Widths, *, blocks: int = 4) -
         widths: channels of the stem and of the three stages; 16,160,320,640 is WRN-28-10.
         blocks: in each stage.
     """
-    norm, (channels, *stages) = inputs.norm(), widths
+    norm = inputs.norm()
+    channels, *stages = widths
     stem = nn.Conv2d(inputs.image_shape[-1], channels, 3, padding=1, bias=False)
     layers: list[nn.Module] = [stem]
     for stage, width in enumerate(stages):

@@ -43,20 +43,21 @@ def build(
         groups.append({"params": biases, "lr": bias_rate * factor})
     groups = [group for group in groups if group["params"]]
     muon_groups = [group for group in muon_groups if group["params"]]
-    momentum, nesterov = settings.momentum, settings.nesterov
-    chosen: list[torch.optim.Optimizer] = []
-    if not groups:  # Muon has it all
-        pass
-    elif name in ("adam", "adamw"):
-        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-        chosen = [kind(groups, betas=(momentum, 0.999), weight_decay=0.0)]
-    elif name == "rmsprop":
-        chosen = [torch.optim.RMSprop(groups, momentum=momentum)]
-    else:
-        chosen = [torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov)]
+    chosen = [usual(groups, settings)] if groups else []  # Muon may have them all
     if muon_groups:
         rate, momentum = settings.muon_learning_rate, settings.muon_momentum
         chosen.append(Muon(muon_groups, lr=rate, momentum=momentum, shared=same_gradients))
     for group in (group for each in chosen for group in each.param_groups):
         group["peak_lr"] = group["lr"]
     return chosen
+
+
+def usual(groups: list[dict[str, Any]], settings: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer that torch has by this name; SGD for what Muon leaves."""
+    name, momentum = settings.optimizer, settings.momentum
+    if name in ("adam", "adamw"):
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        return kind(groups, betas=(momentum, 0.999), weight_decay=0.0)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(groups, momentum=momentum)
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=settings.nesterov)
