@@ -81,6 +81,11 @@ def in_legend(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def percent(share: float, _: int) -> str:
+    """A tick of an axis of shares, with as many digits as tell it from the next: 90%, 0.5%."""
+    return f"{100 * share:.4g}%"
+
+
 def as_svg(figure: "Figure") -> str:
     """The drawing as an `<svg>` element that takes its colours from the page."""
     with io.StringIO() as buffer:

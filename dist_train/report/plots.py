@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dist_train.errors import UserError
-from dist_train.figures import COLOURS, in_legend, new_figure, styled, with_legend
+from dist_train.figures import COLOURS, in_legend, new_figure, percent, styled, with_legend
 from dist_train.report.groups import Axis, Group, curve
 from dist_train.report.reading import Run, is_number, read_run
 
@@ -27,7 +27,7 @@ def draw_curves(groups: Sequence[Group], quantity: str, axes: Sequence[Axis]) ->
         draw_runs(panel, groups, quantity, axis)
     panels[0, 0].set_ylabel(quantity)
     if quantity == "accuracy":
-        panels[0, 0].yaxis.set_major_formatter("{x:.0%}")
+        panels[0, 0].yaxis.set_major_formatter(percent)
     return with_legend(figure, panels[0])
 
 
@@ -87,7 +87,7 @@ def draw_progress(groups: Sequence[Group]) -> "Figure | None":
         panel.set(xlabel="step", title=name)
         panel.set_ylim(bottom=0)
     panels[0, 0].yaxis.set_major_formatter("{x:,.0f}")
-    panels[0, 1].yaxis.set_major_formatter("{x:.0%}")
+    panels[0, 1].yaxis.set_major_formatter(percent)
     return with_legend(figure, panels[0])
 
 
@@ -143,7 +143,7 @@ def plot_runs(folders: Sequence[Path], path: Path) -> None:
         for panel, quantity in zip(panels[0], ("accuracy", "loss"), strict=True):
             draw_runs(panel, [Group(run.name, [run]) for run in runs], quantity, "epoch")
             panel.set_ylabel(quantity)
-        panels[0, 0].yaxis.set_major_formatter("{x:.0%}")
+        panels[0, 0].yaxis.set_major_formatter(percent)
         panels[0, 0].legend(loc="lower right")
         try:
             figure.savefig(path, dpi=120)
