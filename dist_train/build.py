@@ -24,6 +24,7 @@ from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
 from dist_train.models.inputs import Inputs
 from dist_train.optim.losses import LOSSES
+from dist_train.optim.muon import Muon
 from dist_train.runtime import Runtime
 from dist_train.selection import Selector
 from dist_train.step import Step
@@ -271,7 +272,7 @@ def selector(
     runtime.compile(step)
     return Selector(
         step,
-        optimizers(config.optim, proxy),
+        optimizers(config.optim, proxy, runtime),
         config.optim,
         runtime,
         group=train.select_group,
@@ -299,9 +300,13 @@ def pretrained(settings: ModelConfig, model: nn.Module, runtime: Runtime, *, fre
 
 
 def optimizers(
-    settings: OptimConfig, model: nn.Module, *, same_gradients: bool = True
+    settings: OptimConfig, model: nn.Module, runtime: Runtime, *, same_gradients: bool = True
 ) -> list[torch.optim.Optimizer]:
     """The optimizers, with peak learning rates; see optim.build."""
     apart = settings.backbone_learning_rate is not None
     head = transfer.head_names(model) if apart else ()
-    return optim.build(model, settings, head=head, same_gradients=same_gradients)
+    chosen = optim.build(model, settings, head=head, same_gradients=same_gradients)
+    for optimizer in chosen:
+        if isinstance(optimizer, Muon):
+            runtime.compile(optimizer.orthogonalize)
+    return chosen

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from itertools import product
 from operator import add
 from typing import Any
 
@@ -21,7 +22,13 @@ from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import Averaged
 from dist_train.optim.losses import LOSSES
 from dist_train.optim.schedules import reduce_on_plateau
-from dist_train.optim.update import all_finite, learning_rates, set_learning_rates, update
+from dist_train.optim.update import (
+    all_finite,
+    learning_rates,
+    set_learning_rates,
+    update,
+    warm_up,
+)
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.step import Step
@@ -74,7 +81,9 @@ class Learner:
                 f"--train.local_steps {train.local_steps}: with --runtime.precision fp16 ranks "
                 "skip steps of their own and cannot be averaged; choose bf16 or fp32"
             )
-        self.optimizers = build.optimizers(config.optim, self.model, same_gradients=not self.alone)
+        self.optimizers = build.optimizers(
+            config.optim, self.model, here, same_gradients=not self.alone
+        )
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
         averages = train.ema or train.average_tail
         self.averaged = Averaged(self.model, train.ema) if averages else None
@@ -181,18 +190,22 @@ class Learner:
         return all_finite([*self.model.parameters(), *proxy])
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
-        """Compiles forward and backward for image sizes; weights and buffers stay as they are."""
+        """Compiles a step for image sizes; weights and buffers stay as they are."""
         self._weigh_statistics(batch.share)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
+        kinds = [False] if self.selector is None else [True, False]  # does its proxy learn?
         passes = 3 if self.here.cuda_graphs else 1  # eager, recorded, and replayed
-        for size in [size for size in sizes for _ in range(passes)]:
+        for size, learns, _ in product(sizes, kinds, range(passes)):
             self.here.begin_step()
-            chosen = batch if self.selector is None else self.selector.warm_up(batch, size)
+            chosen = batch
+            if self.selector is not None:
+                chosen = self.selector.warm_up(batch, size, learns=learns)
             parts = chosen.parts(self.config.train.accumulate)
             for part in parts:
                 with self.here.summing(self.objective, now=part is parts[-1]):
                     loss, _ = self.objective(part.images, part.labels, part.draws, size)
                     (loss * 0).backward()
+            warm_up(self.optimizers)
             self.model.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dist_train.config import OptimConfig
 from dist_train.data.batches import Batch
-from dist_train.optim.update import set_learning_rates
+from dist_train.optim.update import set_learning_rates, warm_up
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 
@@ -71,15 +71,15 @@ class Selector:
             optimizer.step()
             optimizer.zero_grad()
 
-    def warm_up(self, batch: Batch, size: int) -> Batch:
-        """Compiles both ways of looking at a batch; the proxy's weights stay as they are."""
-        losses, right = self.step(batch.images, batch.labels, batch.draws, size)
-        (losses.mean() * 0).backward()
-        self.step.zero_grad()
-        del losses, right  # while they live, CUDA graphs record the other way as one that follows
-        with torch.no_grad():
+    def warm_up(self, batch: Batch, size: int, *, learns: bool) -> Batch:
+        """Compiles one way of looking at a batch; the proxy's weights stay as they are."""
+        with torch.set_grad_enabled(learns):
             losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
-        return self._kept(batch, losses)
+        if learns:
+            (losses.mean() * 0).backward()
+            warm_up(self.optimizers)
+            self.step.zero_grad()
+        return self._kept(batch, losses.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """The proxy and its optimizers."""

@@ -113,9 +113,10 @@ def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config) -> No
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("select", [1.0, 0.5])
 def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
-    on_gpu: Config, select: float, graphs: bool, monkeypatch: pytest.MonkeyPatch
+    on_gpu: Config, select: float, graphs: bool
 ) -> None:
     from torch._dynamo.utils import counters
+    from torch._inductor import config as inductor
 
     if graphs and DEVICE == "cpu":
         pytest.skip("for GPUs only")
@@ -131,10 +132,10 @@ def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
     compiled = replace(on_gpu, name="compiled", runtime=runtime)
     train(on_gpu)
     # What cannot be recorded is an error, not run without a word; how much of it could be counts.
-    monkeypatch.setattr("torch._inductor.config.triton.cudagraph_or_error", graphs)
     recorded = "cudagraph_recorded_non_static_inputs"
     before = counters["inductor"][recorded]
-    assert train(compiled)["seconds"]["compile"] > 0
+    with inductor.patch("triton.cudagraph_or_error", graphs):
+        assert train(compiled)["seconds"]["compile"] > 0
     assert (counters["inductor"][recorded] > before) == graphs
     assert losses(compiled) == pytest.approx(losses(on_gpu), rel=5e-3)
 

@@ -87,7 +87,7 @@ def bare_seconds(config: Config, steps: int) -> float:
         prepared = prepare_dataset(config.data)
         augment = build.augmentation(config.data, prepared.manifest)
         model = here.place(build.network(config, prepared, augment))
-        optimizers = build.optimizers(config.optim, model)
+        optimizers = build.optimizers(config.optim, model, here)
         images = beton.read_some(prepared.train, slice(READY_BATCHES * BATCH_SIZE))
         labels = beton.read_labels(prepared.train)[: len(images)]
         ready = augment(torch.from_numpy(images)).to(here.device)

@@ -24,6 +24,24 @@ class GlobalMaxPool(nn.Module):
         return x.flatten(2).max(2).values[..., None, None]
 
 
+class HalvingMaxPool(nn.MaxPool2d):
+    """MaxPool2d(2). Compiled, it is written so that its gradient is a short kernel on a GPU.
+
+    Of equal values in a window each then has its part of the gradient, not the first one all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) to (n, C, H // 2, W // 2)."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)  # type: ignore[no-any-return]
+        n, channels, height, width = x.shape
+        whole = x[..., : height // 2 * 2, : width // 2 * 2]
+        return whole.view(n, channels, height // 2, 2, width // 2, 2).amax((3, 5))
+
+
 class Dropout(nn.Module):
     """Dropout (Srivastava et al., 2014) whose choices are a function of the sample, not a state.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dist_train.models.inputs import Inputs, Norm, Widths
-from dist_train.models.layers import GlobalMaxPool
+from dist_train.models.layers import GlobalMaxPool, HalvingMaxPool
 
 
 def resnet9(inputs: Inputs, widths: Widths, _: Widths) -> nn.Module:
@@ -19,7 +19,7 @@ def resnet9(inputs: Inputs, widths: Widths, _: Widths) -> nn.Module:
     def block(channels_in: int, channels_out: int, pool: bool) -> nn.Sequential:
         conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
         parts = [conv, norm(channels_out), nn.ReLU(inplace=True)]
-        return nn.Sequential(*parts, *([nn.MaxPool2d(2)] if pool else []))
+        return nn.Sequential(*parts, *([HalvingMaxPool()] if pool else []))
 
     def residual(channels: int) -> nn.Module:
         return Residual(

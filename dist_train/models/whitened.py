@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.models.inputs import Inputs, Widths
-from dist_train.models.layers import GlobalMaxPool
+from dist_train.models.layers import GlobalMaxPool, HalvingMaxPool
 from dist_train.models.norm import BatchNorm
 
 
@@ -38,7 +38,7 @@ def whitened(inputs: Inputs, widths: Widths, _: Widths, *, residual: bool = Fals
     for width in widths:
         stages += [
             dirac_convolution(channels, width),
-            nn.MaxPool2d(2),
+            HalvingMaxPool(),
             norm(width),
             nn.SiLU(),
             *second_part(width),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 
@@ -30,6 +30,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.shared = shared
+        self.orthogonalize = Orthogonalize()
+        """Most of a step's launches, for the runtime to compile."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -38,20 +40,37 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            updates = self._nesterov(parameters, group["momentum"])
-            by_shape: dict[torch.Size, list[int]] = {}
-            for number, parameter in enumerate(parameters):
-                by_shape.setdefault(parameter.shape, []).append(number)
-            for shape, numbers in by_shape.items():
-                stacked = torch.stack([updates[number].reshape(shape[0], -1) for number in numbers])
-                matrices = shared_out(stacked) if self.shared else orthogonalize(stacked)
-                for number, matrix in zip(numbers, matrices, strict=True):
-                    updates[number] = matrix.view(shape)
+            updates = self._orthogonal(self._nesterov(parameters, group["momentum"]))
             # As few launches as torch makes of it: on a GPU a step takes as long as they do.
             norms = torch._foreach_norm(parameters)
             torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
             torch._foreach_div_(parameters, norms)
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Compiles what a step on these gradients needs; changes nothing."""
+        for group in self.param_groups:
+            self._orthogonal([p.grad for p in group["params"] if p.grad is not None])
+
+    def _orthogonal(self, updates: Sequence[Tensor]) -> list[Tensor]:
+        """Orthogonal filters for filters; those of equal shape are dealt with together."""
+        by_shape: dict[torch.Size, list[int]] = {}
+        for number, update in enumerate(updates):
+            by_shape.setdefault(update.shape, []).append(number)
+        stacks = [
+            torch.stack([updates[number].reshape(shape[0], -1) for number in numbers])
+            for shape, numbers in by_shape.items()
+        ]
+        if self.shared:
+            stacks = shared_out(self.orthogonalize, stacks)
+        else:
+            stacks = self.orthogonalize(stacks)
+        found = list(updates)
+        for (shape, numbers), matrices in zip(by_shape.items(), stacks, strict=True):
+            for number, matrix in zip(numbers, matrices, strict=True):
+                found[number] = matrix.view(shape)
+        return found
 
     def _nesterov(self, parameters: Sequence[Parameter], momentum: float) -> list[Tensor]:
         for parameter in parameters:
@@ -64,24 +83,46 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_add(gradients, momenta, alpha=momentum))
 
 
-def shared_out(matrices: Tensor) -> Tensor:
-    """`orthogonalize`, with the matrices dealt out to the ranks.
+class Orthogonalize(nn.Module):
+    """`orthogonalize` of several stacks of matrices, as one thing to compile."""
+
+    def forward(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """Each float32 (n, rows, columns), to the same shapes."""
+        return [orthogonalize(matrices) for matrices in stacks]
+
+
+def shared_out(orthogonalize: Orthogonalize, stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Orthogonal matrices for stacks of them, dealt out to the ranks.
 
     All ranks hold the same gradients, so each would otherwise do the work of all.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    if ranks == 1 or len(matrices) == 1:
-        return orthogonalize(matrices)
-    share = -(-len(matrices) // ranks)
+    shares = [-(-len(stack) // ranks) for stack in stacks]
     # The last shares may overlap, so that all are of one size.
-    starts = [min(rank * share, len(matrices) - share) for rank in range(ranks)]
-    first = starts[dist.get_rank()]
-    own = orthogonalize(matrices[first : first + share]).contiguous()  # NCCL takes no other
-    parts = [torch.empty_like(own) for _ in range(ranks)]
+    starts = [
+        [min(rank * share, len(stack) - share) for rank in range(ranks)]
+        for share, stack in zip(shares, stacks, strict=True)
+    ]
+    rank = dist.get_rank() if ranks > 1 else 0
+    own = orthogonalize(
+        [
+            stack[first[rank] : first[rank] + share]
+            for stack, first, share in zip(stacks, starts, shares, strict=True)
+        ]
+    )
+    return [
+        mine if len(mine) == len(stack) else gathered(mine.contiguous(), first, len(stack))
+        for mine, stack, first in zip(own, stacks, starts, strict=True)
+    ]
+
+
+def gathered(own: Tensor, starts: Sequence[int], length: int) -> Tensor:
+    """A stack of so many matrices from each rank's, which begin at `starts`."""
+    parts = [torch.empty_like(own) for _ in starts]
     dist.all_gather(parts, own)
-    result = torch.empty_like(matrices)
+    result = own.new_empty(length, *own.shape[1:])
     for start, part in zip(starts, parts, strict=True):
-        result[start : start + share] = part
+        result[start : start + len(part)] = part
     return result
 
 

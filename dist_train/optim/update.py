@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dist_train.config import OptimConfig
+from dist_train.optim.muon import Muon
 from dist_train.optim.schedules import factor
 
 
@@ -53,6 +54,13 @@ def update(
     for optimizer in optimizers:
         optimizer.zero_grad()
     return norm if with_norm else None
+
+
+def warm_up(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Compiles what steps on the gradients at hand need; changes nothing."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.warm_up()
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from dist_train import optim
 from dist_train.config import OptimConfig
 from dist_train.optim.losses import LOSSES, probabilities
-from dist_train.optim.muon import Muon, orthogonalize, shared_out
+from dist_train.optim.muon import Muon, Orthogonalize, orthogonalize, shared_out
 from dist_train.optim.schedules import factor, reduce_on_plateau
 
 
@@ -90,11 +90,12 @@ def assert_shared_out(rank: int, ranks: int, store: str) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     for count in range(1, 8):
-        for shape in ((count, 8, 20), (count, 20, 8)):
-            matrices = torch.randn(*shape, generator=generator)
+        shapes = ((count, 8, 20), (count, 20, 8))
+        stacks = [torch.randn(*shape, generator=generator) for shape in shapes]
+        for found, stack in zip(shared_out(Orthogonalize(), stacks), stacks, strict=True):
             # Matrices by themselves, so that no two are multiplied in another order.
-            alone = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
-            torch.testing.assert_close(shared_out(matrices), alone, rtol=1e-2, atol=1e-2)
+            alone = torch.cat([orthogonalize(matrix[None]) for matrix in stack])
+            torch.testing.assert_close(found, alone, rtol=1e-2, atol=1e-2)
     dist.destroy_process_group()
 
 
