@@ -205,6 +205,22 @@ def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> No
     later = dist_train(*command[:-1], f"{sys.executable} {rival} later", "--json", cwd=tmp_path)
     assert not json.loads(later.stdout)["in_turn"]
 
+    # A rival that stays does a run for each line, and prints what it likes between.
+    stays = tmp_path / "stays.py"
+    stays.write_text(
+        "import sys\n"
+        "for run, _ in enumerate(sys.stdin, 1):\n"
+        "    print('working'); print(f'{{\"seconds\": {run}}}', flush=True)\n"
+    )
+    kept = dist_train(
+        *command[:-1], f"{sys.executable} {stays}", "--keep_rival", "--json", cwd=tmp_path
+    )
+    assert [run["seconds"] for run in json.loads(kept.stdout)["rival_runs"]] == [1, 2, 3]
+    for ends in ("true", "absent"):
+        silent = dist_train(*command[:-1], ends, "--keep_rival", cwd=tmp_path)
+        assert silent.returncode == 2
+        assert silent.stderr.splitlines()[-1].startswith(f"dist-train: error: --rival {ends}: ")
+
     failing = dist_train(*command[:-1], f"{sys.executable} absent.py", cwd=tmp_path)
     assert failing.returncode == 2
     assert failing.stderr.splitlines()[-1].startswith("dist-train: error: --rival")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "--rival", metavar="CMD", help="a program to time in turn (A B A B); its clock is `seconds`"
         " of a JSON object in its last line, with `accuracy`, or else its whole run"
     )  # fmt: skip
+    parser.add_argument(
+        "--keep_rival", action="store_true", help="start the rival once: it does a run, and prints"
+        " its line, for each line on its standard input"
+    )  # fmt: skip
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, a GPU each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     own, rest = parser.parse_known_args(arguments)
@@ -76,7 +80,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         else:
             note("warming up")
             train(planned.runs[0].config, dry_run=True)
-        report = measure(planned, target=own.target, rival=own.rival)
+        with closing(Rival(own.rival, kept=own.keep_rival)) as rival:
+            report = measure(planned, target=own.target, rival=rival if own.rival else None)
     runs.write_json(folder / "speed.json", report)
     lines = (json.dumps(line) + "\n" for line in [*report["runs"], *report["rival_runs"]])
     write_atomically(folder / "runs.jsonl", "".join(lines).encode())
@@ -102,7 +107,7 @@ def plan(arguments: Sequence[str], seeds: int) -> Sweep:
     return Sweep(folder, tuple(planned))
 
 
-def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[str, Any]:
+def measure(planned: Sweep, *, target: float | None, rival: "Rival | None") -> dict[str, Any]:
     """The report of these runs, each followed by the rival's."""
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
@@ -122,7 +127,7 @@ def measure(planned: Sweep, *, target: float | None, rival: str | None) -> dict[
         "clock": " + ".join(ON_THE_CLOCK),
         **statistics(own_runs, target),
         "arguments_of_first": first.arguments,
-        "rival": rival,
+        "rival": rival and rival.command,
         "rival_statistics": statistics(rival_runs, target) if rival_runs else None,
         "in_turn": in_turn(own_runs, rival_runs) if rival_runs else None,
         "seconds_over_rivals": over_rivals,
@@ -173,36 +178,83 @@ def of_summary(summary: dict[str, Any], folder: Path) -> Run:
     )
 
 
-def rivals_turn(command: str, place: Path) -> Run:
+def rivals_turn(rival: "Rival", place: Path) -> Run:
     """The rival's run after one of ours; not again if an interrupted measurement goes on."""
     if place.exists():
         before = runs.read_json(place)
-        if before["command"] == command:
+        if before["command"] == rival.command:
             return Run(**before["run"])
-    found = run_rival(command)
-    runs.write_json(place, {"command": command, "run": vars(found)})
+    found = rival.run()
+    runs.write_json(place, {"command": rival.command, "run": vars(found)})
     return found
 
 
-def run_rival(command: str) -> Run:
-    """Runs another program and reads its clock.
+class Rival:
+    """Another program to time.
 
-    Raises:
-        UserError: there is no such program, or it failed.
+    Args:
+        command: what starts it.
+        kept: it stays, and does a run for each line that it is given: it need compile only once.
     """
-    start = time.perf_counter()
+
+    def __init__(self, command: str, *, kept: bool) -> None:
+        self.command = command
+        self._kept = kept
+        self._program: subprocess.Popen[str] | None = None
+
+    def run(self) -> Run:
+        """Has it do a run, and reads its clock.
+
+        Raises:
+            UserError: there is no such program, it failed, or it stays and said nothing.
+        """
+        start = time.perf_counter()
+        try:
+            line = self._next_result() if self._kept else self._last_line()
+        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+            raise UserError(f"--rival {self.command}: {error}") from error
+        whole = time.perf_counter() - start
+        accuracy, seconds = rivals_clock(line) or (None, whole)
+        return Run("rival", accuracy, seconds, {"total": whole}, time.time())
+
+    def _last_line(self) -> str:
+        """Of all that it prints until it ends."""
+        words = shlex.split(self.command)
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        last = done.stdout.strip().rpartition("\n")[2]
+        if rivals_clock(last) is None:
+            note("the rival's last line is no JSON object with `seconds`: its whole run counts")
+        return last
+
+    def _next_result(self) -> str:
+        """Asks the program that stays for a run."""
+        if self._program is None:
+            words, pipe = shlex.split(self.command), subprocess.PIPE
+            self._program = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+        asked, answers = self._program.stdin, self._program.stdout
+        assert asked is not None
+        assert answers is not None
+        asked.write("\n")
+        asked.flush()
+        for line in answers:
+            if rivals_clock(line):
+                return line
+        raise ValueError("expected a JSON object with `seconds` for a line of input, and it ended")
+
+    def close(self) -> None:
+        """Ends a program that stays."""
+        if self._program is not None:
+            self._program.kill()
+            self._program.communicate()
+
+
+def rivals_clock(line: str) -> tuple[float | None, float] | None:
+    """Accuracy, if it says so, and seconds; None if the line is no such JSON object."""
     try:
-        done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        raise UserError(f"--rival {command}: {error}") from error
-    whole = time.perf_counter() - start
-    try:
-        last = json.loads(done.stdout.strip().splitlines()[-1])
-        accuracy, seconds = last.get("accuracy"), float(last["seconds"])
-    except (IndexError, KeyError, AttributeError, ValueError):
-        note("the rival's last line is no JSON object with `seconds`: its whole run counts")
-        accuracy, seconds = None, whole
-    return Run("rival", accuracy, seconds, {"total": whole}, time.time())
+        said = json.loads(line)
+        return said.get("accuracy"), float(said["seconds"])
+    except (KeyError, AttributeError, TypeError, ValueError):
+        return None
 
 
 def in_turn(own: Sequence[Run], rivals: Sequence[Run]) -> bool:
