@@ -384,17 +384,38 @@ def test_runs_of_one_process_compile_once(small: Config) -> None:
     assert second == pytest.approx(losses_of(1, compile=False), rel=1e-4)
 
 
-# Flags, and how close the losses are.
+# Recipe, flags, and how close the losses are.
 COMPILED = {
     "narrow": (
+        "resnet9",
         [
             *("--model.widths", "8,8,8,8", "--train.max_steps", "10", "--data.drop_last", "false"),
             *("--data.resolutions", "24", "--data.resolution_until", "0.5"),
+            *("--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
         ],
         1e-4,
     ),
     # Its gradients fill several of DDP's buckets, at which its graph is cut, under autocast.
-    "as_it_is": (["--runtime.precision", "bf16", "--train.max_steps", "4"], 2e-3),
+    "as_it_is": (
+        "resnet9",
+        [
+            *("--runtime.precision", "bf16", "--train.max_steps", "4"),
+            *("--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
+        ],
+        2e-3,
+    ),
+    # What is written in another way for compilers: BatchNorm's groups, and pools of odd sizes; and
+    # Muon, whose products are compiled by themselves, and shared out.
+    "whitened": (
+        "cifar10_94",
+        [
+            *("--model.widths", "8,16,16", "--model.batch_norm_group", "16"),
+            *("--data.resolutions", "none", "--data.resolution_until", "none"),
+            *("--optim.learning_rate", "0.01", "--optim.bias_learning_rate", "0.01"),
+            *("--optim.muon_learning_rate", "0.001", "--train.max_steps", "10"),
+        ],
+        1e-3,
+    ),
 }
 
 
@@ -404,10 +425,10 @@ COMPILED = {
 def test_a_compiled_run_draws_the_eager_curve(
     network: str, processes: int, tmp_path: Path, cache: Path
 ) -> None:
-    own, close = COMPILED[network]
+    recipe, own, close = COMPILED[network]
     flags = [
-        *("train", "resnet9", *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
-        *("--optim.learning_rate", "0.0001", "--optim.warmup", "0", *own),
+        *("train", recipe, *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
+        *own,
     ]
     for name in ("eager", "compiled"):
         more = ["--name", name, "--runtime.compile", str(name == "compiled")]
