@@ -1,7 +1,7 @@
 """Layers that several families share: activations by name, dropout, a pool."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ class GlobalMaxPool(nn.Module):
 
 
 class HalvingMaxPool(nn.MaxPool2d):
-    """MaxPool2d(2). Compiled, it is written so that its gradient is a short kernel on a GPU.
+    """MaxPool2d(2); compiled, its gradient keeps the memory format and scatters nothing.
 
-    Of equal values in a window each then has its part of the gradient, not the first one all.
+    There equal values in a window share the gradient, where else the first one has all of it.
     """
 
     def __init__(self) -> None:
@@ -37,9 +37,9 @@ class HalvingMaxPool(nn.MaxPool2d):
         """(n, C, H, W) to (n, C, H // 2, W // 2)."""
         if not torch.compiler.is_compiling():
             return super().forward(x)  # type: ignore[no-any-return]
-        n, channels, height, width = x.shape
-        whole = x[..., : height // 2 * 2, : width // 2 * 2]
-        return whole.view(n, channels, height // 2, 2, width // 2, 2).amax((3, 5))
+        height, width = (side // 2 * 2 for side in x.shape[-2:])
+        corners = [x[..., i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+        return reduce(torch.maximum, corners)
 
 
 class Dropout(nn.Module):

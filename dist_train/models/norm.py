@@ -54,14 +54,22 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _compiled(self, x: Tensor) -> Tensor:
         """The same in one piece, of which compilers make fewer kernels than of its parts."""
+        samples, channels = x.shape[:2]
         groups = x.view(-1, self.group, *x.shape[1:]).float()
-        variance, mean = torch.var_mean(groups, dim=(1, 3, 4), correction=0, keepdim=True)
-        normalised = (groups - mean) * torch.rsqrt(variance + self.eps)
-        shaped = normalised * self.weight[:, None, None] + self.bias[:, None, None]
-        count = groups[0].numel() // groups.shape[2]
+        variance, mean = torch.var_mean(groups, dim=(1, 3, 4), correction=0)
+        inverse_std = torch.rsqrt(variance + self.eps)
+
+        def of_samples(values: Tensor) -> Tensor:
+            """(groups, C) to (N, C, 1, 1): five dimensions would cost x its memory format."""
+            each = values[:, None].expand(-1, self.group, -1)
+            return each.reshape(samples, channels, 1, 1)
+
+        scale = of_samples(inverse_std * self.weight)
+        output = (x.float() - of_samples(mean)) * scale + self.bias[:, None, None]
+        count = groups[0].numel() // channels
         unbiased = variance.detach() * (count / max(count - 1, 1))
-        self._move(mean.detach().mean(0).flatten(), unbiased.mean(0).flatten())
-        return shaped.to(x.dtype).view(x.shape)
+        self._move(mean.detach().mean(0), unbiased.mean(0))
+        return output.to(x.dtype)
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor) -> None:
