@@ -24,7 +24,6 @@ from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
 from dist_train.models.inputs import Inputs
 from dist_train.optim.losses import LOSSES
-from dist_train.optim.muon import Muon
 from dist_train.runtime import Runtime
 from dist_train.selection import Selector
 from dist_train.step import Step
@@ -305,8 +304,6 @@ def optimizers(
     """The optimizers, with peak learning rates; see optim.build."""
     apart = settings.backbone_learning_rate is not None
     head = transfer.head_names(model) if apart else ()
-    chosen = optim.build(model, settings, head=head, same_gradients=same_gradients)
-    for optimizer in chosen:
-        if isinstance(optimizer, Muon):
-            runtime.compile(optimizer.orthogonalize)
-    return chosen
+    return optim.build(
+        model, settings, head=head, same_gradients=same_gradients, compile=runtime.compile
+    )

@@ -221,6 +221,10 @@ def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> No
         assert silent.returncode == 2
         assert silent.stderr.splitlines()[-1].startswith(f"dist-train: error: --rival {ends}: ")
 
+    none = dist_train(*command[:-2], "--keep_rival", cwd=tmp_path)
+    assert none.returncode == 2
+    assert none.stderr.splitlines()[-1].startswith("dist-train: error: --keep_rival: ")
+
     failing = dist_train(*command[:-1], f"{sys.executable} absent.py", cwd=tmp_path)
     assert failing.returncode == 2
     assert failing.stderr.splitlines()[-1].startswith("dist-train: error: --rival")

@@ -391,19 +391,11 @@ COMPILED = {
         [
             *("--model.widths", "8,8,8,8", "--train.max_steps", "10", "--data.drop_last", "false"),
             *("--data.resolutions", "24", "--data.resolution_until", "0.5"),
-            *("--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
         ],
         1e-4,
     ),
     # Its gradients fill several of DDP's buckets, at which its graph is cut, under autocast.
-    "as_it_is": (
-        "resnet9",
-        [
-            *("--runtime.precision", "bf16", "--train.max_steps", "4"),
-            *("--optim.learning_rate", "0.0001", "--optim.warmup", "0"),
-        ],
-        2e-3,
-    ),
+    "as_it_is": ("resnet9", ["--runtime.precision", "bf16", "--train.max_steps", "4"], 2e-3),
     # What is written in another way for compilers: BatchNorm's groups, and pools of odd sizes; and
     # Muon, whose products are compiled by themselves, and shared out.
     "whitened": (
@@ -428,7 +420,7 @@ def test_a_compiled_run_draws_the_eager_curve(
     recipe, own, close = COMPILED[network]
     flags = [
         *("train", recipe, *SMALL, "--data.cache", str(cache), "--train.log_every", "1"),
-        *own,
+        *("--optim.learning_rate", "0.0001", "--optim.warmup", "0", *own),
     ]
     for name in ("eager", "compiled"):
         more = ["--name", name, "--runtime.compile", str(name == "compiled")]

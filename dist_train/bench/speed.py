@@ -6,31 +6,25 @@ Nothing is evaluated before the end.
 """
 
 import json
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import closing, redirect_stdout
-from dataclasses import dataclass
+from contextlib import closing, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from dist_train import hardware, options, runs
 from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import note
+from dist_train.bench.turns import ON_THE_CLOCK, Rival, Run, in_turn, of_summary, rivals_turn
 from dist_train.bench.work import work
 from dist_train.checks import at_least, require, within
-from dist_train.errors import UserError
 from dist_train.figures import COLOURS, GRID, as_png, new_figure, styled
 from dist_train.files import write_atomically
 from dist_train.sweep.execute import require_finished, run_here
 from dist_train.sweep.plan import Run as PlannedRun
 from dist_train.sweep.plan import Sweep
-from dist_train.tracking import json_lines
 from dist_train.train import train
 
-ON_THE_CLOCK = ("initialise", "train", "evaluate")
 NO_TRACKERS = ("--tracking.wandb=off", "--tracking.tensorboard=false")
 
 
@@ -72,6 +66,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         own.parallel == 1 or own.rival is None,
         f"--parallel {own.parallel} and --rival: a rival is timed alone; leave one of them out",
     )
+    require(
+        own.rival is not None or not own.keep_rival,
+        "--keep_rival: there is none to keep; name it by --rival, or leave this out",
+    )
     planned = plan(rest, own.runs)
     folder = planned.folder
     with redirect_stdout(sys.stderr):  # what runs and libraries print is progress here
@@ -80,8 +78,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         else:
             note("warming up")
             train(planned.runs[0].config, dry_run=True)
-        with closing(Rival(own.rival, kept=own.keep_rival)) as rival:
-            report = measure(planned, target=own.target, rival=rival if own.rival else None)
+        rival = None if own.rival is None else Rival(own.rival, kept=own.keep_rival)
+        with nullcontext() if rival is None else closing(rival):
+            report = measure(planned, target=own.target, rival=rival)
     runs.write_json(folder / "speed.json", report)
     lines = (json.dumps(line) + "\n" for line in [*report["runs"], *report["rival_runs"]])
     write_atomically(folder / "runs.jsonl", "".join(lines).encode())
@@ -107,7 +106,7 @@ def plan(arguments: Sequence[str], seeds: int) -> Sweep:
     return Sweep(folder, tuple(planned))
 
 
-def measure(planned: Sweep, *, target: float | None, rival: "Rival | None") -> dict[str, Any]:
+def measure(planned: Sweep, *, target: float | None, rival: Rival | None) -> dict[str, Any]:
     """The report of these runs, each followed by the rival's."""
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
@@ -138,129 +137,6 @@ def measure(planned: Sweep, *, target: float | None, rival: "Rival | None") -> d
         "runs": [vars(run) for run in own_runs],
         "rival_runs": [vars(run) for run in rival_runs],
     }
-
-
-# Runs
-
-
-@dataclass
-class Run:
-    """One training, ours or the rival's."""
-
-    who: str
-    """`seed0`, or `rival`."""
-    accuracy: float | None
-    """On the test set, with test-time augmentation where there is one."""
-    seconds: float
-    """By the clock."""
-    parts: dict[str, float]
-    """Seconds of each phase; of a rival only the whole program's."""
-    ended: float
-    """When it was done, Unix seconds."""
-
-    def said(self) -> str:
-        """For people."""
-        accuracy = "no accuracy" if self.accuracy is None else f"{self.accuracy:.2%}"
-        return f"{accuracy} in {self.seconds:.2f} s"
-
-
-def of_summary(summary: dict[str, Any], folder: Path) -> Run:
-    """What a run's summary.json and its last line of metrics say."""
-    parts = summary["seconds"]
-    last_line = json_lines.read(folder / "metrics.jsonl")[-1]
-    with_tta = summary["test_accuracy_tta"]
-    return Run(
-        f"seed{summary['seed']}",
-        summary["test_accuracy"] if with_tta is None else with_tta,
-        sum(parts[phase] for phase in ON_THE_CLOCK),
-        parts,
-        last_line["time"],
-    )
-
-
-def rivals_turn(rival: "Rival", place: Path) -> Run:
-    """The rival's run after one of ours; not again if an interrupted measurement goes on."""
-    if place.exists():
-        before = runs.read_json(place)
-        if before["command"] == rival.command:
-            return Run(**before["run"])
-    found = rival.run()
-    runs.write_json(place, {"command": rival.command, "run": vars(found)})
-    return found
-
-
-class Rival:
-    """Another program to time.
-
-    Args:
-        command: what starts it.
-        kept: it stays, and does a run for each line that it is given: it need compile only once.
-    """
-
-    def __init__(self, command: str, *, kept: bool) -> None:
-        self.command = command
-        self._kept = kept
-        self._program: subprocess.Popen[str] | None = None
-
-    def run(self) -> Run:
-        """Has it do a run, and reads its clock.
-
-        Raises:
-            UserError: there is no such program, it failed, or it stays and said nothing.
-        """
-        start = time.perf_counter()
-        try:
-            line = self._next_result() if self._kept else self._last_line()
-        except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            raise UserError(f"--rival {self.command}: {error}") from error
-        whole = time.perf_counter() - start
-        accuracy, seconds = rivals_clock(line) or (None, whole)
-        return Run("rival", accuracy, seconds, {"total": whole}, time.time())
-
-    def _last_line(self) -> str:
-        """Of all that it prints until it ends."""
-        words = shlex.split(self.command)
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        last = done.stdout.strip().rpartition("\n")[2]
-        if rivals_clock(last) is None:
-            note("the rival's last line is no JSON object with `seconds`: its whole run counts")
-        return last
-
-    def _next_result(self) -> str:
-        """Asks the program that stays for a run."""
-        if self._program is None:
-            words, pipe = shlex.split(self.command), subprocess.PIPE
-            self._program = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
-        asked, answers = self._program.stdin, self._program.stdout
-        assert asked is not None
-        assert answers is not None
-        asked.write("\n")
-        asked.flush()
-        for line in answers:
-            if rivals_clock(line):
-                return line
-        raise ValueError("expected a JSON object with `seconds` for a line of input, and it ended")
-
-    def close(self) -> None:
-        """Ends a program that stays."""
-        if self._program is not None:
-            self._program.kill()
-            self._program.communicate()
-
-
-def rivals_clock(line: str) -> tuple[float | None, float] | None:
-    """Accuracy, if it says so, and seconds; None if the line is no such JSON object."""
-    try:
-        said = json.loads(line)
-        return said.get("accuracy"), float(said["seconds"])
-    except (KeyError, AttributeError, TypeError, ValueError):
-        return None
-
-
-def in_turn(own: Sequence[Run], rivals: Sequence[Run]) -> bool:
-    """Whether each of our runs was followed by the rival's: else the ratio compares other hours."""
-    turns = [run.ended for pair in zip(own, rivals, strict=True) for run in pair]
-    return turns == sorted(turns)
 
 
 # Figures

@@ -27,7 +27,7 @@ class GlobalMaxPool(nn.Module):
 class HalvingMaxPool(nn.MaxPool2d):
     """MaxPool2d(2); compiled, its gradient keeps the memory format and scatters nothing.
 
-    There equal values in a window share the gradient, where else the first one has all of it.
+    Equal values in a window share the gradient then, which otherwise goes to the first of them.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Optimizers by name, over parameter groups that are split by the number of dimensions."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ def build(
     *,
     head: Collection[str] = (),
     same_gradients: bool = True,
+    compile: Callable[[nn.Module], None] = lambda _: None,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model; each group's `peak_lr` is what schedules scale.
 
     Args:
         head: names of the head's parameters; the others have the backbone's learning rate.
         same_gradients: whether all ranks hold the same ones; see muon.Muon.
+        compile: compiles a module in place.
     """
     name, rate, bias_rate = settings.optimizer, settings.learning_rate, settings.bias_learning_rate
     bias_rate = rate if bias_rate is None else bias_rate
@@ -46,7 +48,9 @@ def build(
     chosen = [usual(groups, settings)] if groups else []  # Muon may have them all
     if muon_groups:
         rate, momentum = settings.muon_learning_rate, settings.muon_momentum
-        chosen.append(Muon(muon_groups, lr=rate, momentum=momentum, shared=same_gradients))
+        muon = Muon(muon_groups, lr=rate, momentum=momentum, shared=same_gradients)
+        compile(muon.orthogonalize)
+        chosen.append(muon)
     for group in (group for each in chosen for group in each.param_groups):
         group["peak_lr"] = group["lr"]
     return chosen

@@ -91,39 +91,39 @@ class Orthogonalize(nn.Module):
         return [orthogonalize(matrices) for matrices in stacks]
 
 
-def shared_out(orthogonalize: Orthogonalize, stacks: Sequence[Tensor]) -> list[Tensor]:
+def shared_out(compute: Orthogonalize, stacks: Sequence[Tensor]) -> list[Tensor]:
     """Orthogonal matrices for stacks of them, dealt out to the ranks.
 
     All ranks hold the same gradients, so each would otherwise do the work of all.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    shares = [-(-len(stack) // ranks) for stack in stacks]
-    # The last shares may overlap, so that all are of one size.
-    starts = [
-        [min(rank * share, len(stack) - share) for rank in range(ranks)]
-        for share, stack in zip(shares, stacks, strict=True)
-    ]
-    rank = dist.get_rank() if ranks > 1 else 0
-    own = orthogonalize(
-        [
-            stack[first[rank] : first[rank] + share]
-            for stack, first, share in zip(stacks, starts, shares, strict=True)
-        ]
-    )
-    return [
-        mine if len(mine) == len(stack) else gathered(mine.contiguous(), first, len(stack))
-        for mine, stack, first in zip(own, stacks, starts, strict=True)
-    ]
+    if ranks == 1:
+        return compute(stacks)  # type: ignore[no-any-return]
+    shares = [equal_slices(len(stack), ranks) for stack in stacks]
+    rank = dist.get_rank()
+    own = compute([stack[share[rank]] for stack, share in zip(stacks, shares, strict=True)])
+    # NCCL takes nothing that is not contiguous.
+    return [gathered(part.contiguous(), share) for part, share in zip(own, shares, strict=True)]
 
 
-def gathered(own: Tensor, starts: Sequence[int], length: int) -> Tensor:
-    """A stack of so many matrices from each rank's, which begin at `starts`."""
-    parts = [torch.empty_like(own) for _ in starts]
+def equal_slices(length: int, ranks: int) -> list[slice]:
+    """A slice for each rank, together all; the last may overlap, so that all are of one size."""
+    size = -(-length // ranks)
+    starts = (min(rank * size, length - size) for rank in range(ranks))
+    return [slice(start, start + size) for start in starts]
+
+
+def gathered(own: Tensor, slices: Sequence[slice]) -> Tensor:
+    """The whole stack, of which each rank has its slice."""
+    length = slices[-1].stop
+    if len(own) == length:  # a single matrix
+        return own
+    parts = [torch.empty_like(own) for _ in slices]
     dist.all_gather(parts, own)
-    result = own.new_empty(length, *own.shape[1:])
-    for start, part in zip(starts, parts, strict=True):
-        result[start : start + len(part)] = part
-    return result
+    whole = own.new_empty(length, *own.shape[1:])
+    for place, part in zip(slices, parts, strict=True):
+        whole[place] = part
+    return whole
 
 
 def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
