@@ -18,7 +18,7 @@ from dist_train.bench.timing import note
 from dist_train.bench.turns import ON_THE_CLOCK, Rival, Run, in_turn, of_summary, rivals_turn
 from dist_train.bench.work import work
 from dist_train.checks import at_least, require, within
-from dist_train.figures import COLOURS, GRID, as_png, new_figure, styled
+from dist_train.figures import COLOURS, as_png, new_figure, percent, styled
 from dist_train.files import write_atomically
 from dist_train.sweep.execute import require_finished, run_here
 from dist_train.sweep.plan import Run as PlannedRun
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
     require(
         own.rival is not None or not own.keep_rival,
-        "--keep_rival: there is none to keep; name it by --rival, or leave this out",
+        "--keep_rival: there is no rival to keep; name one by --rival, or leave this out",
     )
     planned = plan(rest, own.runs)
     folder = planned.folder
@@ -172,9 +172,9 @@ def picture(report: dict[str, Any]) -> bytes:
             if known:
                 panel.plot(*places, "o", color=COLOURS[colour], label=name)
         if report["target"] is not None:
-            panel.axhline(report["target"], color=GRID, label="target")
+            panel.axhline(report["target"], color=COLOURS[2], linestyle="--", label="target")
         panel.set(xlabel="seconds", ylabel="test accuracy", xlim=(0, None))
-        panel.yaxis.set_major_formatter("{x:.1%}")
+        panel.yaxis.set_major_formatter(percent)
         panel.legend()
         return as_png(figure)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from dist_train.figures import COLOURS, as_png, new_figure, styled, with_legend
+from dist_train.figures import COLOURS, as_png, new_figure, percent, styled, with_legend
 from dist_train.files import write_atomically
 from dist_train.runs import read_summary
 from dist_train.sweep.plan import Sweep, tail
@@ -100,7 +100,7 @@ def plot(rows: Sequence[dict[str, Any]], varied: Sequence[str], path: Path) -> N
             if not numeric and len(values) > 3:
                 panel.tick_params(axis="x", rotation=30)
         panels[0, 0].set_ylabel(judged_by(rows))
-        panels[0, 0].yaxis.set_major_formatter("{x:.1%}")
+        panels[0, 0].yaxis.set_major_formatter(percent)
         panels[0, 1].set(ylabel="seconds of training", ylim=(0, None))
         if len(lines) > 1:
             with_legend(figure, [panels[0, 0]])
