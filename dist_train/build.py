@@ -305,5 +305,10 @@ def optimizers(
     apart = settings.backbone_learning_rate is not None
     head = transfer.head_names(model) if apart else ()
     return optim.build(
-        model, settings, head=head, same_gradients=same_gradients, compile=runtime.compile
+        model,
+        settings,
+        head=head,
+        same_gradients=same_gradients,
+        compile=runtime.compile,
+        recorded=runtime.cuda_graphs,
     )

@@ -221,7 +221,7 @@ class RuntimeConfig:
     compile: bool | None = None
     """torch.compile the step; `auto`: what accelerate asks for, else on CUDA only."""
     cuda_graphs: bool = False
-    """Replay the compiled step as CUDA graphs, for steps shorter than their kernels' launches."""
+    """Record steps as CUDA graphs, for those shorter than their kernels' launches; one process."""
     threads: int | None = None
     """CPU threads per process; unset: $OMP_NUM_THREADS (but not the 1 that launchers set), else the
     cores shared out."""

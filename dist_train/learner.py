@@ -1,6 +1,8 @@
 """The network with all that moves its weights: one step, and what a checkpoint keeps of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import reduce
 from itertools import product
 from operator import add
@@ -12,12 +14,13 @@ from torch import Tensor, nn
 from dist_train import build
 from dist_train.checkpoint import TrainState
 from dist_train.config import Config
+from dist_train.cuda_graphs import Recorder, Recording
 from dist_train.data.batches import Batch
 from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation
 from dist_train.flops import forward_flops
-from dist_train.metrics import Clock, Progress
+from dist_train.metrics import Clock, Learnt
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import Averaged
 from dist_train.optim.losses import LOSSES
@@ -25,13 +28,15 @@ from dist_train.optim.schedules import reduce_on_plateau
 from dist_train.optim.update import (
     all_finite,
     learning_rates,
+    load,
     set_learning_rates,
     update,
-    warm_up,
 )
-from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.step import Step
+
+Around = Callable[[str], AbstractContextManager[None]]
+"""What to do around a part of a step: forward, backward, optimizer, or replay for all of it."""
 
 
 class Learner:
@@ -94,55 +99,73 @@ class Learner:
         compression = config.runtime.gradient_compression
         self.objective = step if self.alone else here.distribute(step, compression)
         here.compile(self.objective)
+        self.recorder = Recorder() if here.cuda_graphs else None
+        self.recordings = dict[tuple[Any, ...], Recording]()
         if state:
             self._restore(state)
 
     def learn(
-        self,
-        batch: Batch,
-        step: int,
-        progress: Progress,
-        profiler: Profiler,
-        *,
-        with_gradient_norm: bool = False,
-    ) -> None:
+        self, batch: Batch, step: int, around: Around, *, with_gradient_norm: bool = False
+    ) -> Learnt:
         """Forward, backward, update. Nothing here waits for the device, unless float16 is scaled.
 
         Args:
             step: optimizer steps done.
-            with_gradient_norm: whether `progress` is told of it.
+            around: times the parts of the step.
+            with_gradient_norm: whether it is told.
         """
-        settings, size, total_steps = self.config.train, self.sizes[step], len(self.sizes)
-        self.here.begin_step()
+        size, total_steps = self.sizes[step], len(self.sizes)
         set_learning_rates(self.optimizers, self.config.optim, step, total_steps)
         self._weigh_statistics(batch.share)
-        seen = batch.global_size
+        samples, proxy_learns = batch.global_size, False
         if self.selector is not None:
-            batch = self.selector.choose(batch, step=step, total_steps=total_steps, size=size)
-        parts = batch.parts(settings.accumulate)
+            proxy_learns = self.selector.begin_step(step, total_steps)
+            samples = self.selector.chosen_of(samples)
+        norm: Tensor | None
+        if self.recorder is not None:
+            recording = self._recording(self.recorder, batch, size, proxy_learns)
+            with around("replay"):
+                loss, correct, norm = recording(batch.images, batch.labels, batch.draws)
+        else:
+            loss, correct, norm = self._compute(
+                batch, size, proxy_learns, around, with_gradient_norm
+            )
+        if (step + 1) % self.config.train.local_steps == 0:
+            self.meet()
+        if self.averaged is not None and step >= self.average_from:
+            self.averaged.update_parameters(self.model)
+        return Learnt(loss, correct, norm, batch.share, samples, seen=batch.global_size)
+
+    def _compute(
+        self, batch: Batch, size: int, proxy_learns: bool, around: Around, with_norm: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All of a step that the device does: forward, backward, update.
+
+        Returns:
+            Mean loss times share, right answers and, if it is wanted, the gradient's norm.
+        """
+        if self.selector is not None:
+            batch = self.selector.choose(batch, size, learns=proxy_learns)
+        parts = batch.parts(self.config.train.accumulate)
         outcomes = []
         for part in parts:
             with self.here.summing(self.objective, now=part is parts[-1]):
-                with progress.forward(), profiler.part("forward"):
+                with around("forward"):
                     loss, correct = self.objective(part.images, part.labels, part.draws, size)
                     loss = loss * part.share
-                with profiler.part("backward"):
+                with around("backward"):
                     self.scaler.scale(loss).backward()
-            outcomes.append((loss.detach(), correct.clone()))  # a CUDA graph would write over it
-        with profiler.part("optimizer"):
-            norm_of_gradient = update(
+            outcomes.append((loss.detach(), correct))
+        with around("optimizer"):
+            norm = update(
                 self.optimizers,
                 self.scaler,
                 self.model,
                 self.config.optim.gradient_clip,
-                with_norm=with_gradient_norm,
+                with_norm=with_norm,
             )
-        if (step + 1) % settings.local_steps == 0:
-            self.meet()
-        if self.averaged is not None and step >= self.average_from:
-            self.averaged.update_parameters(self.model)
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
-        progress.add(step, loss, correct, batch, seen=seen, norm=norm_of_gradient)
+        return loss, correct, norm
 
     def meet(self, *, averages_too: bool = False) -> None:
         """Gives ranks that train on their own the mean of their weights and momenta.
@@ -190,26 +213,60 @@ class Learner:
         return all_finite([*self.model.parameters(), *proxy])
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
-        """Compiles a step for image sizes; weights and buffers stay as they are."""
+        """Compiles a step for image sizes, and records it where that is asked for.
+
+        Weights, buffers and what optimizers remember stay as they are.
+        """
         self._weigh_statistics(batch.share)
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
         kinds = [False] if self.selector is None else [True, False]  # does its proxy learn?
-        passes = 3 if self.here.cuda_graphs else 1  # eager, recorded, and replayed
-        for size, learns, _ in product(sizes, kinds, range(passes)):
-            self.here.begin_step()
-            chosen = batch
-            if self.selector is not None:
-                chosen = self.selector.warm_up(batch, size, learns=learns)
-            parts = chosen.parts(self.config.train.accumulate)
-            for part in parts:
-                with self.here.summing(self.objective, now=part is parts[-1]):
-                    loss, _ = self.objective(part.images, part.labels, part.draws, size)
-                    (loss * 0).backward()
-            warm_up(self.optimizers)
-            self.model.zero_grad()
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        for size, proxy_learns in product(sizes, kinds):
+            with self._undone(), self.recorder.rehearsing() if self.recorder else nullcontext():
+                self._compute(batch, size, proxy_learns, unwatched, with_norm=True)
+            if self.recorder is not None:
+                self._recording(self.recorder, batch, size, proxy_learns)
         self.here.synchronize()
+
+    def _recording(
+        self, recorder: Recorder, batch: Batch, size: int, proxy_learns: bool
+    ) -> Recording:
+        """Such a step as one CUDA graph, which is made when there is none."""
+        kind = (len(batch.images), batch.share, size, proxy_learns)
+
+        def compute(images: Tensor, labels: Tensor, draws: Tensor) -> Sequence[Tensor]:
+            own = replace(batch, images=images, labels=labels, draws=draws)
+            results = self._compute(own, size, proxy_learns, unwatched, with_norm=True)
+            return [result for result in results if result is not None]
+
+        if kind not in self.recordings:
+            inputs = (batch.images, batch.labels, batch.draws)
+            self.recordings[kind] = recorder.record(compute, inputs)
+        return self.recordings[kind]
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Puts back what a step inside changes; momenta that it makes begin at zero."""
+        before = {tensor: tensor.detach().clone() for tensor in self._changing()}
+        scaler = self.scaler.state_dict()
+        yield
+        with torch.no_grad():
+            for tensor in self._changing():
+                if tensor in before:
+                    tensor.copy_(before[tensor])
+                else:
+                    tensor.zero_()
+        if scaler:
+            self.scaler.load_state_dict(scaler)
+
+    def _changing(self) -> list[Tensor]:
+        """All tensors that a step changes: of networks, and of their optimizers."""
+        models, optimizers = [self.model], [*self.optimizers]
+        if self.selector is not None:
+            models.append(self.selector.step.model)
+            optimizers += self.selector.optimizers
+        states = [state for each in optimizers for state in each.state.values()]
+        values = [value for state in states for value in state.values()]
+        own = [tensor for each in models for tensor in (*each.parameters(), *each.buffers())]
+        return [*own, *(value for value in values if torch.is_tensor(value))]
 
     def _weigh_statistics(self, share: float) -> None:
         for norm in self.norms:
@@ -235,8 +292,9 @@ class Learner:
 
     def _restore(self, state: TrainState) -> None:
         """Everything but the weights, which come before DDP."""
+        self.recordings.clear()  # they know where the momenta were
         for optimizer, values in zip(self.optimizers, state.optimizers, strict=True):
-            optimizer.load_state_dict(values)
+            load(optimizer, values)
         if state.scaler:  # there is none from a run that was not float16 until now
             self.scaler.load_state_dict(state.scaler)
         for name, buffer in self.model.named_buffers():
@@ -245,6 +303,11 @@ class Learner:
             self.averaged.load_state_dict(state.averaged)
         if self.selector is not None:
             self.selector.load_state_dict(state.proxy)
+
+
+def unwatched(_: str) -> AbstractContextManager[None]:
+    """For a step that nobody times."""
+    return nullcontext()
 
 
 def flops_of_sizes(

@@ -11,7 +11,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from dist_train.data.batches import Batch
 from dist_train.flops import TRAINING_FLOPS, peak_flops
 from dist_train.runtime import Runtime
 
@@ -91,6 +90,24 @@ class Window:
     """The first step whose loss was not finite."""
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a step tells of itself."""
+
+    loss: Tensor
+    """Mean over this rank's samples times its share, float32 ()."""
+    correct: Tensor
+    """This rank's right answers, int64 ()."""
+    gradient_norm: Tensor | None
+    """float32 (), if it was computed."""
+    share: float
+    """This rank's part of the samples times the world size."""
+    samples: int
+    """That all ranks trained on."""
+    seen: int
+    """Images of all ranks they were chosen from; what throughput counts."""
+
+
 class Progress:
     """Training loss and right answers, kept on the device between two lines of metrics.
 
@@ -113,14 +130,9 @@ class Progress:
         """
         self._carried = carried or Window()
         self._steps: list[int] = []
-        self._losses: list[Tensor] = []
-        self._shares: list[float] = []
-        self._correct: list[Tensor] = []
-        self._samples: list[int] = []
-        self._seen = 0
+        self._learnt: list[Learnt] = []
         self._before = self._clock.read()
         self._times = StepTimes(self._runtime)
-        self._gradient_norm: Tensor | None = None
         self._rank_seconds: list[float] = []
         self._norm = math.nan
 
@@ -128,65 +140,48 @@ class Progress:
         """Around what a rank computes before it waits for the others: the forward pass."""
         return self._times.forward()
 
-    def add(
-        self,
-        step: int,
-        loss: Tensor,
-        correct: Tensor,
-        batch: Batch,
-        *,
-        seen: int,
-        norm: Tensor | None = None,
-    ) -> None:
+    def add(self, step: int, learnt: Learnt) -> None:
         """One step; nothing is computed and nothing waits for the device.
 
         Args:
             step: steps done before it.
-            loss: mean over this rank's samples times its share, float32 ().
-            correct: this rank's right answers, int64 ().
-            batch: the samples that were trained on.
-            seen: images of all ranks they were chosen from; what throughput counts.
-            norm: of the gradient, if it was computed.
         """
         self._steps.append(step)
-        self._losses.append(loss)
-        self._correct.append(correct)
-        self._shares.append(batch.share)
-        self._samples.append(batch.global_size)
-        self._seen += seen
+        self._learnt.append(learnt)
         self._times.step()
-        self._gradient_norm = norm
 
     def window(self) -> Window:
         """Sums over all ranks, by step: the one wait for the device."""
-        if not self._losses:
+        steps = self._learnt
+        if not steps:
             return self._carried
         device, world_size = self._runtime.device, self._runtime.world_size
-        sizes = torch.tensor(self._samples, device=device) / world_size
-        losses = torch.stack(self._losses).double() * sizes
-        own = torch.tensor(self._shares, device=device) > 0  # else a stand-in for no sample
-        correct = (torch.stack(self._correct) * own).double()
+        sizes = torch.tensor([step.samples for step in steps], device=device) / world_size
+        losses = torch.stack([step.loss for step in steps]).double() * sizes
+        # Without a share a sample stood in for none.
+        own = torch.tensor([step.share > 0 for step in steps], device=device)
+        correct = (torch.stack([step.correct for step in steps]) * own).double()
         # What is no sum travels along: each rank's seconds in a place of their own.
         seconds = torch.zeros(world_size, dtype=torch.float64)
         seconds[self._runtime.rank] = self._own_seconds()
         norm = torch.full((1,), math.nan, device=device, dtype=torch.float64)
-        if self._gradient_norm is not None:
-            norm[0] = self._gradient_norm / world_size
+        if steps[-1].gradient_norm is not None:
+            norm[0] = steps[-1].gradient_norm / world_size
         rows = torch.cat([losses, correct, seconds.to(device), norm])
         values = self._runtime.sum(rows).tolist()
-        count = len(self._losses)
+        count = len(steps)
         loss_of_steps, correct_of_steps = values[:count], values[count : 2 * count]
         self._rank_seconds, self._norm = values[2 * count : -1], values[-1]
         # Added step by step, so that a window in which a run was resumed has the same sum.
         loss_sum = self._carried.loss_sum
         for value in loss_of_steps:
             loss_sum += value
-        steps = zip(self._steps, loss_of_steps, strict=True)
-        bad = [step for step, value in steps if not math.isfinite(value)]
+        found = zip(self._steps, loss_of_steps, strict=True)
+        bad = [step for step, value in found if not math.isfinite(value)]
         return Window(
             loss_sum=loss_sum,
             correct=self._carried.correct + round(sum(correct_of_steps)),
-            samples=self._carried.samples + sum(self._samples),
+            samples=self._carried.samples + sum(step.samples for step in steps),
             bad_step=bad[0] if bad else None,
         )
 
@@ -205,7 +200,8 @@ class Progress:
             return learnt
         now, before = self._clock.read(), self._before
         seconds = now["train"] - before["train"]
-        rate, world_size = self._seen / seconds, self._runtime.world_size
+        seen, world_size = sum(step.seen for step in self._learnt), self._runtime.world_size
+        rate = seen / seconds
         line = learnt | {
             "perf/images_per_second": rate,
             "perf/images_per_second_per_device": rate / world_size,
@@ -221,7 +217,7 @@ class Progress:
         if world_size > 1:
             line["perf/slowest_rank"] = self._rank_seconds.index(max(self._rank_seconds))
             for rank, spent in enumerate(self._rank_seconds):
-                line[f"rank/{rank}/images_per_second"] = self._seen / world_size / spent
+                line[f"rank/{rank}/images_per_second"] = seen / world_size / spent
         return line
 
 

@@ -49,7 +49,7 @@ class Runtime:
     compile_backend: str | None
     """torch.compile's backend; None: eager."""
     cuda_graphs: bool
-    """Whether compiled code is recorded and replayed."""
+    """Whether steps are recorded and replayed."""
     timeout: timedelta
     """How long ranks wait for each other."""
     heartbeat: Heartbeat
@@ -125,13 +125,7 @@ class Runtime:
     def compile(self, module: nn.Module) -> None:
         """Compiles in place, so that state dicts keep their keys; does nothing when eager."""
         if self.compile_backend is not None:
-            mode = "reduce-overhead" if self.cuda_graphs else None
-            module.compile(backend=self.compile_backend, mode=mode, dynamic=False)
-
-    def begin_step(self) -> None:
-        """From here on CUDA graphs may write over what they returned in the step before."""
-        if self.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            module.compile(backend=self.compile_backend, dynamic=False)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
@@ -223,11 +217,8 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     cpu = is_for_cpu(settings.device, processes=processes)
     precision = resolve_precision(settings.precision, cpu=cpu)
     backend = resolve_compile(settings.compile, cpu=cpu)
-    if settings.cuda_graphs and (cpu or backend != "inductor"):
-        raise UserError(
-            "--runtime.cuda_graphs true: they are of a compiled step on a GPU; here the device is "
-            f"{'cpu' if cpu else 'cuda'} and the compiler {backend or 'none'}"
-        )
+    if settings.cuda_graphs:
+        check_recordable(cpu=cpu, precision=precision)
     timeout = timedelta(seconds=settings.timeout_seconds)
     try:
         join_again("gloo" if cpu else "nccl", timeout)
@@ -266,6 +257,23 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             precision=precision,
             compile_backend=backend,
             cuda_graphs=settings.cuda_graphs,
+        )
+
+
+def check_recordable(*, cpu: bool, precision: str) -> None:
+    """Raises UserError where steps cannot be recorded as CUDA graphs."""
+    asked, processes = "--runtime.cuda_graphs true", int(os.environ.get("WORLD_SIZE", 1))
+    if cpu:
+        raise UserError(f"{asked}: they are of a GPU, and here the device is cpu; leave it out")
+    if precision == "fp16":
+        raise UserError(
+            f"{asked}: with --runtime.precision fp16 each step asks the device whether it counts; "
+            "choose bf16 or fp32"
+        )
+    if processes > 1:
+        raise UserError(
+            f"{asked}: the steps of {processes} processes wait for each other and are not "
+            "recorded; leave it out, or train in one process"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dist_train.config import OptimConfig
 from dist_train.data.batches import Batch
-from dist_train.optim.update import set_learning_rates, warm_up
+from dist_train.optim.update import load, set_learning_rates
 from dist_train.runtime import Runtime
 from dist_train.step import Step
 
@@ -38,48 +38,42 @@ class Selector:
     every: int
     """Steps after which the proxy learns once."""
 
-    def choose(self, batch: Batch, *, step: int, total_steps: int, size: int) -> Batch:
+    def begin_step(self, step: int, total_steps: int) -> bool:
+        """Sets the proxy's learning rates; returns whether it learns after so many steps."""
+        set_learning_rates(self.optimizers, self.settings, step, total_steps)
+        return step % self.every == 0
+
+    def choose(self, batch: Batch, size: int, *, learns: bool) -> Batch:
         """The part of a batch that is worth learning from.
 
         Args:
-            step: optimizer steps done.
             size: side in pixels of what the network sees.
+            learns: whether the proxy does, too.
         """
-        learns = step % self.every == 0
         with torch.set_grad_enabled(learns):
             losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
         if learns:
-            self._learn(losses.mean() * batch.share, step, total_steps)
-        return self._kept(batch, losses.detach())
-
-    def _kept(self, batch: Batch, losses: Tensor) -> Batch:
-        kept = hardest(losses, self.group, self.kept)
+            self._learn(losses.mean() * batch.share)
+        kept = hardest(losses.detach(), self.group, self.kept)
         return replace(
             batch,
             images=batch.images[kept],
             labels=batch.labels[kept],
             draws=batch.draws[kept],
-            global_size=batch.global_size // self.group * self.kept,
+            global_size=self.chosen_of(batch.global_size),
         )
 
-    def _learn(self, loss: Tensor, step: int, total_steps: int) -> None:
-        set_learning_rates(self.optimizers, self.settings, step, total_steps)
+    def chosen_of(self, samples: int) -> int:
+        """How many of so many samples are chosen."""
+        return samples // self.group * self.kept
+
+    def _learn(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad for parameter in self.step.model.parameters()]
         self.runtime.average(gradient for gradient in gradients if gradient is not None)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-
-    def warm_up(self, batch: Batch, size: int, *, learns: bool) -> Batch:
-        """Compiles one way of looking at a batch; the proxy's weights stay as they are."""
-        with torch.set_grad_enabled(learns):
-            losses, _ = self.step(batch.images, batch.labels, batch.draws, size)
-        if learns:
-            (losses.mean() * 0).backward()
-            warm_up(self.optimizers)
-            self.step.zero_grad()
-        return self._kept(batch, losses.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """The proxy and its optimizers."""
@@ -92,7 +86,7 @@ class Selector:
         """What `state_dict` returned."""
         self.step.model.load_state_dict(state["model"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
+            load(optimizer, values)
 
 
 def hardest(losses: Tensor, group: int, kept: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The training loop. Read this file first: it goes from top to bottom in the order of a run."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,17 +164,22 @@ class Trainer:
         with self.profiler.running(self.step):
             for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
                 if self.step not in self.skipped:
-                    self.learner.learn(
-                        batch,
-                        self.step,
-                        self.progress,
-                        self.profiler,
-                        with_gradient_norm=self.is_logged(self.step + 1),
+                    logged = self.is_logged(self.step + 1)
+                    learnt = self.learner.learn(
+                        batch, self.step, self.timed, with_gradient_norm=logged
                     )
+                    self.progress.add(self.step, learnt)
                 self.step += 1
                 self.here.alive()
                 self.profiler.step(self.step)
                 self.after_step(asked)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Around a part of a step."""
+        forward = self.progress.forward() if part == "forward" else nullcontext()
+        with forward, self.profiler.part(part):
+            yield
 
     def after_step(self, asked: Requests) -> None:
         """A line of metrics, an evaluation, a checkpoint, a stop, where they are due.

@@ -48,10 +48,17 @@ def on_gpu(small: Config) -> Config:
     )  # fmt: skip
 
 
+recorded_or_not = pytest.mark.parametrize(
+    "graphs",
+    [False, pytest.param(True, marks=pytest.mark.skipif(DEVICE != "cuda", reason="for GPUs only"))],
+)
+
+
 @pytest.mark.skipif(DEVICE != "cuda", reason="nothing waits for a CPU")
+@recorded_or_not
 @pytest.mark.parametrize("loader", ["resident", "stream"])
 def test_no_step_waits_for_the_device(
-    on_gpu: Config, loader: Literal["resident", "stream"]
+    on_gpu: Config, loader: Literal["resident", "stream"], graphs: bool
 ) -> None:
     """Lines of metrics, epochs and evaluations may wait: as often in few steps as in many."""
     if loader == "stream":
@@ -61,6 +68,7 @@ def test_no_step_waits_for_the_device(
         config = replace(
             on_gpu,
             name=f"batches-of-{batch_size}",
+            runtime=replace(on_gpu.runtime, cuda_graphs=graphs),
             data=replace(on_gpu.data, loader=loader, batch_size=batch_size),
             train=replace(on_gpu.train, epochs=1, max_steps=None, log_every=1000),
         )
@@ -96,10 +104,11 @@ def test_the_curve_is_that_of_the_cpu(
     assert losses(config) == pytest.approx(losses(on_cpu), rel=close)
 
 
-def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config) -> None:
+@recorded_or_not
+def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config, graphs: bool) -> None:
     whole = replace(
         on_gpu,
-        runtime=replace(on_gpu.runtime, deterministic=True),
+        runtime=replace(on_gpu.runtime, deterministic=True, cuda_graphs=graphs),
         checkpoint=CheckpointConfig(every_steps=5, keep=10),
     )
     train(whole)
@@ -110,14 +119,11 @@ def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("select", [1.0, 0.5])
-def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
-    on_gpu: Config, select: float, graphs: bool
+@pytest.mark.parametrize(("compile", "graphs"), [(True, False), (False, True), (True, True)])
+def test_compiled_and_recorded_runs_draw_the_eager_curve_on_a_gpu(
+    on_gpu: Config, select: float, compile: bool, graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._dynamo.utils import counters
-    from torch._inductor import config as inductor
-
     if graphs and DEVICE == "cpu":
         pytest.skip("for GPUs only")
     if select < 1:  # as cifar10_95 does: a proxy, compiled too, chooses the images
@@ -128,16 +134,30 @@ def test_a_compiled_run_draws_the_eager_curve_on_a_gpu(
             # Which images are the hardest must not depend on the last bits.
             optim=replace(on_gpu.optim, muon_learning_rate=0.0001),
         )
-    runtime = replace(on_gpu.runtime, compile=True, cuda_graphs=graphs)
-    compiled = replace(on_gpu, name="compiled", runtime=runtime)
+    runtime = replace(on_gpu.runtime, compile=compile, cuda_graphs=graphs)
+    faster = replace(on_gpu, name="faster", runtime=runtime)
     train(on_gpu)
-    # What cannot be recorded is an error, not run without a word; how much of it could be counts.
-    recorded = "cudagraph_recorded_non_static_inputs"
-    before = counters["inductor"][recorded]
-    with inductor.patch("triton.cudagraph_or_error", graphs):
-        assert train(compiled)["seconds"]["compile"] > 0
-    assert (counters["inductor"][recorded] > before) == graphs
-    assert losses(compiled) == pytest.approx(losses(on_gpu), rel=5e-3)
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(
+        torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph))
+    )
+    result = train(faster)
+    assert len(replays) == (result["steps"] if graphs else 0)
+    assert losses(faster) == pytest.approx(losses(on_gpu), rel=5e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_a_recorded_step_of_each_optimizer_is_that_of_an_eager_one(
+    on_gpu: Config, optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
+) -> None:
+    if DEVICE == "cpu":
+        pytest.skip("for GPUs only")
+    on_gpu = replace(on_gpu, optim=OptimConfig(optimizer=optimizer, learning_rate=0.001))
+    recorded = replace(on_gpu, name="recorded", runtime=replace(on_gpu.runtime, cuda_graphs=True))
+    train(on_gpu)
+    train(recorded)
+    assert losses(recorded) == pytest.approx(losses(on_gpu), rel=5e-3)
 
 
 @pytest.mark.slow

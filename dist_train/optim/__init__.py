@@ -17,6 +17,7 @@ def build(
     head: Collection[str] = (),
     same_gradients: bool = True,
     compile: Callable[[nn.Module], None] = lambda _: None,
+    recorded: bool = False,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model; each group's `peak_lr` is what schedules scale.
 
@@ -24,6 +25,7 @@ def build(
         head: names of the head's parameters; the others have the backbone's learning rate.
         same_gradients: whether all ranks hold the same ones; see muon.Muon.
         compile: compiles a module in place.
+        recorded: their steps will be, as CUDA graphs: learning rates are tensors on the device.
     """
     name, rate, bias_rate = settings.optimizer, settings.learning_rate, settings.bias_learning_rate
     bias_rate = rate if bias_rate is None else bias_rate
@@ -45,7 +47,7 @@ def build(
         groups.append({"params": biases, "lr": bias_rate * factor})
     groups = [group for group in groups if group["params"]]
     muon_groups = [group for group in muon_groups if group["params"]]
-    chosen = [usual(groups, settings)] if groups else []  # Muon may have them all
+    chosen = [usual(groups, settings, recorded)] if groups else []  # Muon may have them all
     if muon_groups:
         rate, momentum = settings.muon_learning_rate, settings.muon_momentum
         muon = Muon(muon_groups, lr=rate, momentum=momentum, shared=same_gradients)
@@ -53,15 +55,21 @@ def build(
         chosen.append(muon)
     for group in (group for each in chosen for group in each.param_groups):
         group["peak_lr"] = group["lr"]
+        if recorded:
+            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
     return chosen
 
 
-def usual(groups: list[dict[str, Any]], settings: OptimConfig) -> torch.optim.Optimizer:
+def usual(
+    groups: list[dict[str, Any]], settings: OptimConfig, recorded: bool
+) -> torch.optim.Optimizer:
     """The optimizer that torch has by this name; SGD for what Muon leaves."""
     name, momentum = settings.optimizer, settings.momentum
     if name in ("adam", "adamw"):
         kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-        return kind(groups, betas=(momentum, 0.999), weight_decay=0.0)
+        return kind(groups, betas=(momentum, 0.999), weight_decay=0.0, capturable=recorded)
     if name == "rmsprop":
-        return torch.optim.RMSprop(groups, momentum=momentum)
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=settings.nesterov)
+        return torch.optim.RMSprop(groups, momentum=momentum, capturable=recorded)
+    # Only the fused one takes a learning rate from the device.
+    fused = True if recorded else None
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=settings.nesterov, fused=fused)

@@ -45,13 +45,8 @@ class Muon(torch.optim.Optimizer):
             norms = torch._foreach_norm(parameters)
             torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
             torch._foreach_div_(parameters, norms)
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-
-    @torch.no_grad()
-    def warm_up(self) -> None:
-        """Compiles what a step on these gradients needs; changes nothing."""
-        for group in self.param_groups:
-            self._orthogonal([p.grad for p in group["params"] if p.grad is not None])
+            torch._foreach_mul_(updates, group["lr"])  # a number, or a tensor on the device
+            torch._foreach_sub_(parameters, updates)
 
     def _orthogonal(self, updates: Sequence[Tensor]) -> list[Tensor]:
         """Orthogonal filters for filters; those of equal shape are dealt with together."""

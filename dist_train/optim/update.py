@@ -1,13 +1,16 @@
 """What a step does to the weights: learning rates, gradients, optimizers."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from dist_train.config import OptimConfig
-from dist_train.optim.muon import Muon
 from dist_train.optim.schedules import factor
+
+COMPUTED = ("lr", "fused", "capturable")
+"""What a group of parameters says about how its steps are computed, not about what was learnt."""
 
 
 def set_learning_rates(
@@ -17,13 +20,19 @@ def set_learning_rates(
     share = factor(step, total_steps, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share
+            rate = group["peak_lr"] * share
+            if torch.is_tensor(group["lr"]):  # recorded steps read it from where it is
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def learning_rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
     """`optim/lr` of the first group of parameters, `optim/lr_1` of the next and so on."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return {f"optim/lr_{i}" if i else "optim/lr": group["lr"] for i, group in enumerate(groups)}
+    return {
+        f"optim/lr_{i}" if i else "optim/lr": float(group["lr"]) for i, group in enumerate(groups)
+    }
 
 
 def update(
@@ -56,11 +65,13 @@ def update(
     return norm if with_norm else None
 
 
-def warm_up(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Compiles what steps on the gradients at hand need; changes nothing."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, Muon):
-            optimizer.warm_up()
+def load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over what was learnt; how steps are computed stays as it is here."""
+    groups = [
+        saved | {name: own[name] for name in COMPUTED if name in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -1,0 +1,61 @@
+"""`--runtime.cuda_graphs`: a whole step is recorded once, and launched by one call.
+
+A step of a small network is hundreds of kernels of some microseconds, which a CPU launches more
+slowly than a GPU runs them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+Compute = Callable[..., Sequence[Tensor]]
+
+
+class Recorder:
+    """Records computations, which share their memory: one may run at a time."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Around what runs before it is recorded: autograd wants the same stream for both."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def record(self, compute: Compute, inputs: Sequence[Tensor]) -> "Recording":
+        """Notes the kernels of `compute(*inputs)`, which has run before; none of them runs now.
+
+        What else it reads and writes (weights, momenta, learning rates) has to be tensors that stay
+        where they are, and nothing in it may wait for the device.
+        """
+        own = [tensor.clone() for tensor in inputs]
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may be loading data or writing a checkpoint meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            outputs = compute(*own)
+        return Recording(graph, own, outputs)
+
+
+class Recording:
+    """A computation that is launched as one."""
+
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        self._graph, self._inputs, self._outputs = graph, inputs, outputs
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """What `compute(*inputs)` returns, for inputs of the recorded shapes."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return [output.clone() for output in self._outputs]  # the next run writes over them
