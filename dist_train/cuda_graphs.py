@@ -6,6 +6,7 @@ slowly than a GPU runs them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,11 +14,17 @@ from torch import Tensor
 Compute = Callable[..., Sequence[Tensor]]
 
 
+@cache
+def recording_stream() -> torch.cuda.Stream:
+    """One for all runs of a process: cuBLAS keeps memory for each stream that it has seen."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 class Recorder:
     """Records computations, which share their memory: one may run at a time."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = recording_stream()
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager

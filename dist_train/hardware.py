@@ -94,6 +94,23 @@ def resolve_compile(compile: bool | None, *, cpu: bool) -> str | None:
     return backend
 
 
+def refuse_recording(*, cpu: bool, precision: str) -> None:
+    """Raises UserError where steps cannot be recorded as CUDA graphs."""
+    asked, processes = "--runtime.cuda_graphs true", int(os.environ.get("WORLD_SIZE", 1))
+    if cpu:
+        raise UserError(f"{asked}: only a GPU has them, and here the device is cpu; leave it out")
+    if precision == "fp16":
+        raise UserError(
+            f"{asked}: with --runtime.precision fp16 each step asks the GPU whether it counts; "
+            "choose bf16 or fp32"
+        )
+    if processes > 1:
+        raise UserError(
+            f"{asked}: it is for one process, and here are {processes}, whose steps wait for each "
+            "other; leave it out"
+        )
+
+
 def lacks_compiler(*, cpu: bool) -> str:
     """What inductor compiles with and is not here; nothing if it all is.
 

@@ -27,6 +27,7 @@ from dist_train.hardware import (
     choose_algorithms,
     is_for_cpu,
     keep_freed_memory,
+    refuse_recording,
     refuse_sharding,
     resolve_compile,
     resolve_precision,
@@ -218,7 +219,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     precision = resolve_precision(settings.precision, cpu=cpu)
     backend = resolve_compile(settings.compile, cpu=cpu)
     if settings.cuda_graphs:
-        check_recordable(cpu=cpu, precision=precision)
+        refuse_recording(cpu=cpu, precision=precision)
     timeout = timedelta(seconds=settings.timeout_seconds)
     try:
         join_again("gloo" if cpu else "nccl", timeout)
@@ -257,23 +258,6 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             precision=precision,
             compile_backend=backend,
             cuda_graphs=settings.cuda_graphs,
-        )
-
-
-def check_recordable(*, cpu: bool, precision: str) -> None:
-    """Raises UserError where steps cannot be recorded as CUDA graphs."""
-    asked, processes = "--runtime.cuda_graphs true", int(os.environ.get("WORLD_SIZE", 1))
-    if cpu:
-        raise UserError(f"{asked}: they are of a GPU, and here the device is cpu; leave it out")
-    if precision == "fp16":
-        raise UserError(
-            f"{asked}: with --runtime.precision fp16 each step asks the device whether it counts; "
-            "choose bf16 or fp32"
-        )
-    if processes > 1:
-        raise UserError(
-            f"{asked}: the steps of {processes} processes wait for each other and are not "
-            "recorded; leave it out, or train in one process"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from dist_train import hardware, nvidia
 from dist_train.errors import UserError
-from dist_train.hardware import resolve_compile, resolve_precision
+from dist_train.hardware import refuse_recording, resolve_compile, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,22 @@ def test_our_compile_flag_wins_over_accelerates_only_when_given(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", accelerate)
     assert resolve_compile(flag, cpu=cpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpu", "precision", "processes", "reason"),
+    [
+        (True, "fp32", "1", "the device is cpu"),
+        (False, "fp16", "1", "--runtime.precision fp16"),
+        (False, "bf16", "2", "here are 2"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(
+    cpu: bool, precision: str, processes: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(UserError, match=rf"--runtime.cuda_graphs true: .*{reason}"):
+        refuse_recording(cpu=cpu, precision=precision)
 
 
 def test_without_a_compiler_only_who_asked_for_it_is_refused(

@@ -1,7 +1,7 @@
 """Layers that several families share: activations by name, dropout, a pool."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class GlobalMaxPool(nn.Module):
-    """AdaptiveMaxPool2d(1), whose gradient on a GPU is neither compiled nor deterministic."""
+    """AdaptiveMaxPool2d(1), whose gradient on a GPU is neither compiled nor deterministic.
+
+    Equal values share the gradient.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) to (n, C, 1, 1)."""
-        return x.flatten(2).max(2).values[..., None, None]
+        return x.amax((2, 3), keepdim=True)
 
 
 class HalvingMaxPool(nn.MaxPool2d):
@@ -37,9 +40,13 @@ class HalvingMaxPool(nn.MaxPool2d):
         """(n, C, H, W) to (n, C, H // 2, W // 2)."""
         if not torch.compiler.is_compiling():
             return super().forward(x)  # type: ignore[no-any-return]
-        height, width = (side // 2 * 2 for side in x.shape[-2:])
-        corners = [x[..., i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
-        return reduce(torch.maximum, corners)
+        # Channels last: the gradient of a part of a tensor is laid out as that tensor's dimensions.
+        pixels = x.permute(0, 2, 3, 1)
+        samples, height, width, channels = pixels.shape
+        rows, columns = height // 2, width // 2
+        windows = pixels[:, : 2 * rows, : 2 * columns]
+        windows = windows.reshape(samples, rows, 2, columns, 2, channels)
+        return windows.amax((2, 4)).permute(0, 3, 1, 2)
 
 
 class Dropout(nn.Module):
