@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from dist_train.config import CheckpointConfig, Config, ModelConfig, OptimConfig
+from dist_train.options import parse
 from dist_train.train import train
+from tests import test_recipes
 from tests.conftest import (
     SMALL,
     assert_same_weights,
@@ -158,6 +160,21 @@ def test_a_recorded_step_of_each_optimizer_is_that_of_an_eager_one(
     train(on_gpu)
     train(recorded)
     assert losses(recorded) == pytest.approx(losses(on_gpu), rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", [r for r in test_recipes.OF_EACH_KIND.split() if "transfer" not in r]
+)
+def test_recipes_of_each_kind_can_be_recorded(recipe: str, tmp_path: Path, cache: Path) -> None:
+    if DEVICE == "cpu":
+        pytest.skip("for GPUs only")
+    flags = ("--output", str(tmp_path), "--runtime.device", DEVICE, "--runtime.compile", "false")
+    eager, _ = parse([*test_recipes.small(recipe, cache, *flags)], "train")
+    recorded = replace(eager, name="recorded", runtime=replace(eager.runtime, cuda_graphs=True))
+    train(eager)
+    train(recorded)
+    assert losses(recorded) == pytest.approx(losses(eager), rel=5e-3)
 
 
 @pytest.mark.slow
