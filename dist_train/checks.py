@@ -199,11 +199,6 @@ def check_together(config: Config) -> None:
         f"--model.batch_norm_group {group}; set one of them to its default",
     )
     require(
-        train.accumulate == 1 or not config.runtime.cuda_graphs,
-        f"--train.accumulate {train.accumulate}: not tried with --runtime.cuda_graphs true; leave "
-        "one of them out",
-    )
-    require(
         not model.sync_batch_norm or config.runtime.compile is False,
         "--model.sync_batch_norm true: torch cannot compile it; add --runtime.compile false, or "
         "use --model.batch_norm_group, which does the same for any world size",

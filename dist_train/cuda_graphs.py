@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dist_train.errors import UserError
+
 Compute = Callable[..., Sequence[Tensor]]
 
 
@@ -41,14 +43,23 @@ class Recorder:
 
         What else it reads and writes (weights, momenta, learning rates) has to be tensors that stay
         where they are, and nothing in it may wait for the device.
+
+        Raises:
+            UserError: it cannot be recorded.
         """
         own = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
-        # Other threads may be loading data or writing a checkpoint meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            outputs = compute(*own)
+        try:
+            # Other threads may be loading data or writing a checkpoint meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                outputs = compute(*own)
+        except RuntimeError as error:
+            raise UserError(
+                f"--runtime.cuda_graphs true: a step cannot be recorded "
+                f"({str(error).splitlines()[0]}); leave it out"
+            ) from error
         return Recording(graph, own, outputs)
 
 

@@ -99,20 +99,21 @@ class Learner:
         compression = config.runtime.gradient_compression
         self.objective = step if self.alone else here.distribute(step, compression)
         here.compile(self.objective)
-        self.recorder = Recorder() if here.cuda_graphs else None
-        self.recordings = dict[tuple[Any, ...], Recording]()
+        self._forget_recordings()
         if state:
             self._restore(state)
 
     def learn(
         self, batch: Batch, step: int, around: Around, *, with_gradient_norm: bool = False
     ) -> Learnt:
-        """Forward, backward, update. Nothing here waits for the device, unless float16 is scaled.
+        """Forward, backward, update.
+
+        Nothing here waits for the device, unless float16 is scaled or a recording has to be made.
 
         Args:
             step: optimizer steps done.
             around: times the parts of the step.
-            with_gradient_norm: whether it is told.
+            with_gradient_norm: whether it is told; a recorded step always tells it.
         """
         size, total_steps = self.sizes[step], len(self.sizes)
         set_learning_rates(self.optimizers, self.config.optim, step, total_steps)
@@ -226,47 +227,69 @@ class Learner:
                 self._recording(self.recorder, batch, size, proxy_learns)
         self.here.synchronize()
 
+    def _forget_recordings(self) -> None:
+        self.recorder = Recorder() if self.here.cuda_graphs else None
+        self.recordings = dict[tuple[int, int, bool], Recording]()
+
     def _recording(
         self, recorder: Recorder, batch: Batch, size: int, proxy_learns: bool
     ) -> Recording:
-        """Such a step as one CUDA graph, which is made when there is none."""
-        kind = (len(batch.images), batch.share, size, proxy_learns)
+        """Such a step as one CUDA graph, which is made when there is none.
+
+        Raises:
+            UserError: it cannot be recorded.
+        """
+        kind = (len(batch.images), size, proxy_learns)
 
         def compute(images: Tensor, labels: Tensor, draws: Tensor) -> Sequence[Tensor]:
             own = replace(batch, images=images, labels=labels, draws=draws)
-            results = self._compute(own, size, proxy_learns, unwatched, with_norm=True)
-            return [result for result in results if result is not None]
+            loss, correct, norm = self._compute(own, size, proxy_learns, unwatched, with_norm=True)
+            assert norm is not None
+            return loss, correct, norm
 
         if kind not in self.recordings:
+            before = self._weights()
             inputs = (batch.images, batch.labels, batch.draws)
             self.recordings[kind] = recorder.record(compute, inputs)
+            if any(tensor is not old for tensor, old in zip(self._weights(), before, strict=True)):
+                raise UserError(
+                    "--runtime.cuda_graphs true: a step replaces buffers of the network, where a "
+                    "recorded one has to change them in place (copy_, mul_); or leave it out"
+                )
         return self.recordings[kind]
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
         """Puts back what a step inside changes; momenta that it makes begin at zero."""
-        before = {tensor: tensor.detach().clone() for tensor in self._changing()}
+        weights = [tensor.detach().to("cpu", copy=True) for tensor in self._weights()]
+        momenta = {tensor: tensor.to("cpu", copy=True) for tensor in self._momenta()}
         scaler = self.scaler.state_dict()
         yield
         with torch.no_grad():
-            for tensor in self._changing():
-                if tensor in before:
-                    tensor.copy_(before[tensor])
+            for tensor, before in zip(self._weights(), weights, strict=True):
+                tensor.copy_(before)
+            for tensor in self._momenta():
+                if tensor in momenta:
+                    tensor.copy_(momenta[tensor])
                 else:
                     tensor.zero_()
         if scaler:
             self.scaler.load_state_dict(scaler)
 
-    def _changing(self) -> list[Tensor]:
-        """All tensors that a step changes: of networks, and of their optimizers."""
-        models, optimizers = [self.model], [*self.optimizers]
+    def _weights(self) -> list[Tensor]:
+        """Weights and buffers that a step changes, also those of a proxy."""
+        models = [self.model]
         if self.selector is not None:
             models.append(self.selector.step.model)
+        return [tensor for each in models for tensor in (*each.parameters(), *each.buffers())]
+
+    def _momenta(self) -> list[Tensor]:
+        """What optimizers remember, also those of a proxy."""
+        optimizers = [*self.optimizers]
+        if self.selector is not None:
             optimizers += self.selector.optimizers
         states = [state for each in optimizers for state in each.state.values()]
-        values = [value for state in states for value in state.values()]
-        own = [tensor for each in models for tensor in (*each.parameters(), *each.buffers())]
-        return [*own, *(value for value in values if torch.is_tensor(value))]
+        return [value for state in states for value in state.values() if torch.is_tensor(value)]
 
     def _weigh_statistics(self, share: float) -> None:
         for norm in self.norms:
@@ -292,7 +315,7 @@ class Learner:
 
     def _restore(self, state: TrainState) -> None:
         """Everything but the weights, which come before DDP."""
-        self.recordings.clear()  # they know where the momenta were
+        self._forget_recordings()  # they know where the momenta were
         for optimizer, values in zip(self.optimizers, state.optimizers, strict=True):
             load(optimizer, values)
         if state.scaler:  # there is none from a run that was not float16 until now

@@ -70,10 +70,6 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
             ["--train.select 0.0005", "keeps 1 of 512", "--model.batch_norm_group 256"],
         ),
         (
-            "quickstart --train.accumulate 2 --runtime.cuda_graphs true",
-            ["--train.accumulate 2", "--runtime.cuda_graphs true"],
-        ),
-        (
             "resnet9 --model.sync_batch_norm true --runtime.compile false --train.accumulate 2",
             ["--train.accumulate 2", "--model.sync_batch_norm true"],
         ),

@@ -415,7 +415,9 @@ def test_a_stop_does_not_wait_for_an_evaluation(
 ) -> None:
     # Every step ends an epoch; with `steps` 1 it is the last evaluation that is given up.
     settings = replace(small.train, epochs=steps)
-    small = replace(small, data=replace(small.data, batch_size=500), train=settings)
+    warming = replace(small.optim, warmup=0.9)  # no rate is the peak
+    data = replace(small.data, batch_size=500)
+    small = replace(small, data=data, train=settings, optim=warming)
     train(replace(small, name="whole"))
     run_folder = folder(small)
     run_folder.mkdir(parents=True)
@@ -428,7 +430,14 @@ def test_a_stop_does_not_wait_for_an_evaluation(
     assert "left out" not in caplog.text  # trackers get along with a line without throughput
     assert_same_weights(small, replace(small, name="whole"))
     for line, other in zip(metrics(run_folder), metrics(run_folder.parent / "whole"), strict=True):
-        for name in ("step", "train/loss", "train/accuracy", "test/accuracy", "test/loss"):
+        for name in (
+            "step",
+            "train/loss",
+            "train/accuracy",
+            "test/accuracy",
+            "test/loss",
+            "optim/lr",
+        ):
             assert line[name] == other[name]
 
 

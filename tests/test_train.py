@@ -12,8 +12,9 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from dist_train import build
+from dist_train import build, models
 from dist_train.checkpoint import Checkpoints
 from dist_train.config import (
     CheckpointConfig,
@@ -409,6 +410,42 @@ COMPILED = {
         1e-3,
     ),
 }
+
+
+class Counting(nn.Module):
+    """A network that counts its steps, in a buffer that it replaces."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps = self.steps + 1
+        out: Tensor = self.network(x)
+        return out
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop", "muon"])
+def test_the_step_that_is_tried_before_the_first_leaves_no_trace(
+    optimizer: Literal["sgd", "adamw", "rmsprop", "muon"],
+    small: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    architecture = models.Architecture(lambda given, *_: Counting(models.build("cnn2", given)))
+    monkeypatch.setitem(models.MODELS, "counting", architecture)
+    small = replace(
+        small,
+        model=replace(small.model, name="counting"),  # type: ignore[arg-type]
+        optim=OptimConfig(optimizer=optimizer, learning_rate=0.001),
+    )
+    train(small)
+    tried = replace(small, name="tried", runtime=replace(small.runtime, compile=True))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    assert train(tried)["seconds"]["compile"] > 0
+    assert weights(tried)["steps"] == 16
+    assert_same_weights(tried, small)
 
 
 @pytest.mark.slow

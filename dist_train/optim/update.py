@@ -9,7 +9,7 @@ from torch import nn
 from dist_train.config import OptimConfig
 from dist_train.optim.schedules import factor
 
-COMPUTED = ("lr", "fused", "capturable")
+COMPUTED = ("fused", "capturable")
 """What a group of parameters says about how its steps are computed, not about what was learnt."""
 
 
@@ -20,11 +20,15 @@ def set_learning_rates(
     share = factor(step, total_steps, settings)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            rate = group["peak_lr"] * share
-            if torch.is_tensor(group["lr"]):  # recorded steps read it from where it is
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            set_learning_rate(group, group["peak_lr"] * share)
+
+
+def set_learning_rate(group: dict[str, Any], rate: float) -> None:
+    """Of a group of parameters."""
+    if torch.is_tensor(group["lr"]):  # recorded steps read it from where it is
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def learning_rates(optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, float]:
@@ -67,11 +71,16 @@ def update(
 
 def load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Takes over what was learnt; how steps are computed stays as it is here."""
+    own, saved = optimizer.param_groups, state["param_groups"]
+    rates = [group["lr"] for group in own]
     groups = [
-        saved | {name: own[name] for name in COMPUTED if name in own}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        theirs | {name: ours[name] for name in COMPUTED if name in ours}
+        for theirs, ours in zip(saved, own, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, rate, theirs in zip(optimizer.param_groups, rates, saved, strict=True):
+        group["lr"] = rate  # a tensor stays where it is
+        set_learning_rate(group, float(theirs["lr"]))
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
