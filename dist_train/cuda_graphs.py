@@ -4,7 +4,7 @@ A step of a small network is hundreds of kernels of some microseconds, which a C
 slowly than a GPU runs them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -23,10 +23,15 @@ def recording_stream() -> torch.cuda.Stream:
 
 
 class Recorder:
-    """Records computations, which share their memory: one may run at a time."""
+    """Keeps recorded computations, which share their memory: one may run at a time."""
 
     def __init__(self) -> None:
         self._stream = recording_stream()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops all recordings, when tensors that they know are replaced."""
+        self._recordings: dict[Hashable, Recording] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
@@ -38,15 +43,21 @@ class Recorder:
             yield
         current.wait_stream(self._stream)
 
-    def record(self, compute: Compute, inputs: Sequence[Tensor]) -> "Recording":
-        """Notes the kernels of `compute(*inputs)`, which has run before; none of them runs now.
+    def recording(self, kind: Hashable, compute: Compute, inputs: Sequence[Tensor]) -> "Recording":
+        """The one of this kind; if there is none, `compute(*inputs)`, which has run before.
 
-        What else it reads and writes (weights, momenta, learning rates) has to be tensors that stay
-        where they are, and nothing in it may wait for the device.
+        To record is to note its kernels; none of them runs. What else it reads and writes (weights,
+        momenta, learning rates) has to be tensors that stay where they are, and nothing in it may
+        wait for the device.
 
         Raises:
             UserError: it cannot be recorded.
         """
+        if kind not in self._recordings:
+            self._recordings[kind] = self._record(compute, inputs)
+        return self._recordings[kind]
+
+    def _record(self, compute: Compute, inputs: Sequence[Tensor]) -> "Recording":
         own = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
         try:

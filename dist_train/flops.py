@@ -1,12 +1,15 @@
 """How many floating-point operations a network needs, and how many a device can do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from dist_train.config import Config
+from dist_train.errors import UserError
 
 
 def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -18,6 +21,31 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         model.eval()(torch.zeros(1, channels, height, width, device=device))
     model.train(was_training)
     return int(counter.get_total_flops())
+
+
+def flops_of_sizes(
+    config: Config, model: nn.Module, image_shape: tuple[int, int, int], sizes: Iterable[int]
+) -> int:
+    """Operations of a forward pass at full size; tries the other sizes of a run as well.
+
+    Raises:
+        UserError: one of our own networks cannot take them, which is better known before a run.
+    """
+    height, width, channels = image_shape
+    smaller = sorted({(size, size) for size in sizes} - {(height, width)})
+    flops = 0
+    for size in (*smaller, (height, width)):
+        try:
+            flops = forward_flops(model, (*size, channels))
+        except RuntimeError as error:
+            if config.model.target is not None:
+                raise
+            raise UserError(
+                f"{config.model.name} cannot take images of {size[0]}x{size[1]} pixels with these "
+                f"--model.widths ({str(error).splitlines()[0]}): choose others, or larger "
+                "--data.resolutions or --data.image_size"
+            ) from error
+    return flops
 
 
 def recurrent_flops(inputs: Sequence[int], *more: Any, **_: Any) -> int:

@@ -1,7 +1,7 @@
 """The network with all that moves its weights: one step, and what a checkpoint keeps of it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import reduce
 from itertools import product
@@ -19,7 +19,7 @@ from dist_train.data.batches import Batch
 from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation
-from dist_train.flops import forward_flops
+from dist_train.flops import flops_of_sizes
 from dist_train.metrics import Clock, Learnt
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import Averaged
@@ -29,7 +29,10 @@ from dist_train.optim.update import (
     all_finite,
     learning_rates,
     load,
+    memory,
     set_learning_rates,
+    tensors,
+    undone,
     update,
 )
 from dist_train.runtime import Runtime
@@ -76,9 +79,11 @@ class Learner:
         if state:
             self.model.load_state_dict(state.model)
         build.pretrained(config.model, self.model, here, fresh=state is None)
-        self.norms = grouped_norms(self.model)
+        self.networks = [self.model]
+        """What is trained: the model and, if there is one, the proxy that chooses its samples."""
         if self.selector is not None:
-            self.norms += grouped_norms(self.selector.step.model)
+            self.networks.append(self.selector.step.model)
+        self.norms = [norm for network in self.networks for norm in grouped_norms(network)]
         self.alone = train.local_steps > 1
         """Whether ranks train on their own between two meetings."""
         if self.alone and here.precision == "fp16":
@@ -99,7 +104,7 @@ class Learner:
         compression = config.runtime.gradient_compression
         self.objective = step if self.alone else here.distribute(step, compression)
         here.compile(self.objective)
-        self._forget_recordings()
+        self.recorder = Recorder() if here.cuda_graphs else None
         if state:
             self._restore(state)
 
@@ -176,9 +181,7 @@ class Learner:
                 what is judged or kept needs it.
         """
         if self.alone:
-            states = [state for each in self.optimizers for state in each.state.values()]
-            values = [value for state in states for value in state.values()]
-            moments = [value for value in values if torch.is_tensor(value) and value.ndim]
+            moments = [tensor for tensor in memory(self.optimizers) if tensor.ndim]
             with torch.no_grad():
                 self.here.average([*self.model.parameters(), *moments])
                 if averages_too and self.averaged is not None:
@@ -210,36 +213,38 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Whether all weights, also a proxy's, are finite numbers; waits for the device."""
-        proxy = () if self.selector is None else self.selector.step.model.parameters()
-        return all_finite([*self.model.parameters(), *proxy])
+        return all_finite(p for network in self.networks for p in network.parameters())
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
         """Compiles a step for image sizes, and records it where that is asked for.
 
         Weights, buffers and what optimizers remember stay as they are.
-        """
-        self._weigh_statistics(batch.share)
-        kinds = [False] if self.selector is None else [True, False]  # does its proxy learn?
-        for size, proxy_learns in product(sizes, kinds):
-            with self._undone(), self.recorder.rehearsing() if self.recorder else nullcontext():
-                self._compute(batch, size, proxy_learns, unwatched, with_norm=True)
-            if self.recorder is not None:
-                self._recording(self.recorder, batch, size, proxy_learns)
-        self.here.synchronize()
-
-    def _forget_recordings(self) -> None:
-        self.recorder = Recorder() if self.here.cuda_graphs else None
-        self.recordings = dict[tuple[int, int, bool], Recording]()
-
-    def _recording(
-        self, recorder: Recorder, batch: Batch, size: int, proxy_learns: bool
-    ) -> Recording:
-        """Such a step as one CUDA graph, which is made when there is none.
 
         Raises:
             UserError: it cannot be recorded.
         """
-        kind = (len(batch.images), size, proxy_learns)
+        self._weigh_statistics(batch.share)
+        optimizers = [*self.optimizers, *(self.selector.optimizers if self.selector else ())]
+        kinds = [False] if self.selector is None else [True, False]  # does its proxy learn?
+        before = tensors(self.networks)
+        with undone(self.networks, optimizers, self.scaler):
+            for size, proxy_learns in product(sizes, kinds):
+                with self.recorder.rehearsing() if self.recorder else nullcontext():
+                    self._compute(batch, size, proxy_learns, unwatched, with_norm=True)
+                if self.recorder is not None:
+                    self._recording(self.recorder, batch, size, proxy_learns)
+        replaced = any(a is not b for a, b in zip(tensors(self.networks), before, strict=True))
+        if replaced and self.recorder is not None:
+            raise UserError(
+                "--runtime.cuda_graphs true: a step replaces buffers of the network, where a "
+                "recorded one has to change them in place (copy_, mul_); or leave it out"
+            )
+        self.here.synchronize()
+
+    def _recording(
+        self, recorder: Recorder, batch: Batch, size: int, proxy_learns: bool
+    ) -> Recording:
+        """Such a step as one CUDA graph."""
 
         def compute(images: Tensor, labels: Tensor, draws: Tensor) -> Sequence[Tensor]:
             own = replace(batch, images=images, labels=labels, draws=draws)
@@ -247,49 +252,8 @@ class Learner:
             assert norm is not None
             return loss, correct, norm
 
-        if kind not in self.recordings:
-            before = self._weights()
-            inputs = (batch.images, batch.labels, batch.draws)
-            self.recordings[kind] = recorder.record(compute, inputs)
-            if any(tensor is not old for tensor, old in zip(self._weights(), before, strict=True)):
-                raise UserError(
-                    "--runtime.cuda_graphs true: a step replaces buffers of the network, where a "
-                    "recorded one has to change them in place (copy_, mul_); or leave it out"
-                )
-        return self.recordings[kind]
-
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Puts back what a step inside changes; momenta that it makes begin at zero."""
-        weights = [tensor.detach().to("cpu", copy=True) for tensor in self._weights()]
-        momenta = {tensor: tensor.to("cpu", copy=True) for tensor in self._momenta()}
-        scaler = self.scaler.state_dict()
-        yield
-        with torch.no_grad():
-            for tensor, before in zip(self._weights(), weights, strict=True):
-                tensor.copy_(before)
-            for tensor in self._momenta():
-                if tensor in momenta:
-                    tensor.copy_(momenta[tensor])
-                else:
-                    tensor.zero_()
-        if scaler:
-            self.scaler.load_state_dict(scaler)
-
-    def _weights(self) -> list[Tensor]:
-        """Weights and buffers that a step changes, also those of a proxy."""
-        models = [self.model]
-        if self.selector is not None:
-            models.append(self.selector.step.model)
-        return [tensor for each in models for tensor in (*each.parameters(), *each.buffers())]
-
-    def _momenta(self) -> list[Tensor]:
-        """What optimizers remember, also those of a proxy."""
-        optimizers = [*self.optimizers]
-        if self.selector is not None:
-            optimizers += self.selector.optimizers
-        states = [state for each in optimizers for state in each.state.values()]
-        return [value for state in states for value in state.values() if torch.is_tensor(value)]
+        kind = (len(batch.images), size, proxy_learns)
+        return recorder.recording(kind, compute, (batch.images, batch.labels, batch.draws))
 
     def _weigh_statistics(self, share: float) -> None:
         for norm in self.norms:
@@ -315,7 +279,8 @@ class Learner:
 
     def _restore(self, state: TrainState) -> None:
         """Everything but the weights, which come before DDP."""
-        self._forget_recordings()  # they know where the momenta were
+        if self.recorder is not None:
+            self.recorder.forget()  # recordings know where the momenta were
         for optimizer, values in zip(self.optimizers, state.optimizers, strict=True):
             load(optimizer, values)
         if state.scaler:  # there is none from a run that was not float16 until now
@@ -331,31 +296,6 @@ class Learner:
 def unwatched(_: str) -> AbstractContextManager[None]:
     """For a step that nobody times."""
     return nullcontext()
-
-
-def flops_of_sizes(
-    config: Config, model: nn.Module, image_shape: tuple[int, int, int], sizes: Iterable[int]
-) -> int:
-    """Operations of a forward pass at full size; tries the other sizes of a run as well.
-
-    Raises:
-        UserError: one of our own networks cannot take them, which is better known before a run.
-    """
-    height, width, channels = image_shape
-    smaller = sorted({(size, size) for size in sizes} - {(height, width)})
-    flops = 0
-    for size in (*smaller, (height, width)):
-        try:
-            flops = forward_flops(model, (*size, channels))
-        except RuntimeError as error:
-            if config.model.target is not None:
-                raise
-            raise UserError(
-                f"{config.model.name} cannot take images of {size[0]}x{size[1]} pixels with these "
-                f"--model.widths ({str(error).splitlines()[0]}): choose others, or larger "
-                "--data.resolutions or --data.image_size"
-            ) from error
-    return flops
 
 
 def restore_buffer(buffer: Tensor, of_ranks: Sequence[Tensor], here: Runtime) -> None:

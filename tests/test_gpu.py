@@ -71,13 +71,11 @@ def assert_learnt_the_same(one: Config, other: Config) -> None:
     assert share_of_the_way(one, other) < 0.1
 
 
-recorded_or_not = pytest.mark.parametrize(
-    "graphs",
-    [False, pytest.param(True, marks=pytest.mark.skipif(DEVICE != "cuda", reason="for GPUs only"))],
-)
+needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="a CPU has nothing that this is about")
+recorded_or_not = pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=needs_gpu)])
 
 
-@pytest.mark.skipif(DEVICE != "cuda", reason="nothing waits for a CPU")
+@needs_gpu
 @recorded_or_not
 @pytest.mark.parametrize("loader", ["resident", "stream"])
 def test_no_step_waits_for_the_device(
@@ -113,12 +111,13 @@ def test_no_step_waits_for_the_device(
     assert len(many) == len(few), sorted(set(many))
 
 
-@pytest.mark.parametrize(("precision", "close"), [("fp32", 5e-3), ("bf16", 3e-2), ("fp16", 1e-2)])
+@pytest.mark.parametrize(
+    ("precision", "close"),
+    [("fp32", 5e-3), ("bf16", 3e-2), pytest.param("fp16", 1e-2, marks=needs_gpu)],
+)
 def test_the_curve_is_that_of_the_cpu(
     on_gpu: Config, precision: Literal["fp32", "bf16", "fp16"], close: float
 ) -> None:
-    if precision == "fp16" and DEVICE == "cpu":
-        pytest.skip("for GPUs only")
     on_cpu = replace(on_gpu, name="cpu", runtime=replace(on_gpu.runtime, device="cpu"))
     config = replace(on_gpu, runtime=replace(on_gpu.runtime, precision=precision))
     train(on_cpu)
@@ -143,12 +142,17 @@ def test_a_run_goes_on_bit_for_bit_where_that_is_asked_for(on_gpu: Config, graph
 
 @pytest.mark.slow
 @pytest.mark.parametrize("select", [1.0, 0.5])
-@pytest.mark.parametrize(("compile", "graphs"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("compile", "graphs"),
+    [
+        (True, False),
+        pytest.param(False, True, marks=needs_gpu),
+        pytest.param(True, True, marks=needs_gpu),
+    ],
+)
 def test_compiled_and_recorded_runs_draw_the_eager_curve_on_a_gpu(
     on_gpu: Config, select: float, compile: bool, graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if graphs and DEVICE == "cpu":
-        pytest.skip("for GPUs only")
     if select < 1:  # as cifar10_95 does: a proxy, compiled too, chooses the images
         on_gpu = replace(
             on_gpu,
@@ -171,12 +175,11 @@ def test_compiled_and_recorded_runs_draw_the_eager_curve_on_a_gpu(
     assert_learnt_the_same(faster, on_gpu)
 
 
+@needs_gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 def test_a_recorded_step_of_each_optimizer_is_that_of_an_eager_one(
     on_gpu: Config, optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
 ) -> None:
-    if DEVICE == "cpu":
-        pytest.skip("for GPUs only")
     on_gpu = replace(on_gpu, optim=OptimConfig(optimizer=optimizer, learning_rate=0.001))
     recorded = replace(on_gpu, name="recorded", runtime=replace(on_gpu.runtime, cuda_graphs=True))
     train(on_gpu)
@@ -184,23 +187,22 @@ def test_a_recorded_step_of_each_optimizer_is_that_of_an_eager_one(
     assert_learnt_the_same(recorded, on_gpu)
 
 
+@needs_gpu
 def test_a_recorded_run_that_goes_back_goes_on(
     on_gpu: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if DEVICE == "cpu":
-        pytest.skip("for GPUs only")
     config = replace(
         on_gpu,
         train=replace(on_gpu.train, non_finite="skip", log_every=2),
         runtime=replace(on_gpu.runtime, cuda_graphs=True),
         checkpoint=CheckpointConfig(every_steps=3),
     )
-    losses_asked_for = count()
+    launches = count()
     launch = Recording.__call__
 
     def without_a_loss_once(recording: Recording, *inputs: torch.Tensor) -> list[torch.Tensor]:
         loss, correct, norm = launch(recording, *inputs)
-        return [loss * torch.nan if next(losses_asked_for) == 6 else loss, correct, norm]
+        return [loss * torch.nan if next(launches) == 6 else loss, correct, norm]
 
     monkeypatch.setattr(Recording, "__call__", without_a_loss_once)
     result = train(config)
@@ -212,13 +214,12 @@ def test_a_recorded_run_that_goes_back_goes_on(
     assert 0.01 < share_of_the_way(config, whole) < 0.5
 
 
+@needs_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", [r for r in test_recipes.OF_EACH_KIND.split() if "transfer" not in r]
 )
 def test_recipes_of_each_kind_can_be_recorded(recipe: str, tmp_path: Path, cache: Path) -> None:
-    if DEVICE == "cpu":
-        pytest.skip("for GPUs only")
     flags = ("--output", str(tmp_path), "--runtime.device", DEVICE, "--runtime.compile", "false")
     eager, _ = parse([*test_recipes.small(recipe, cache, *flags)], "train")
     recorded = replace(eager, name="recorded", runtime=replace(eager.runtime, cuda_graphs=True))

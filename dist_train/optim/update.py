@@ -1,6 +1,7 @@
 """What a step does to the weights: learning rates, gradients, optimizers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import nn
 from dist_train.config import OptimConfig
 from dist_train.optim.schedules import factor
 
-COMPUTED = ("fused", "capturable")
-"""What a group of parameters says about how its steps are computed, not about what was learnt."""
+COMPUTED = ("lr", "fused", "capturable")
+"""How a group's steps are computed, not what was learnt; `lr` by being a number or a tensor."""
 
 
 def set_learning_rates(
@@ -71,16 +72,48 @@ def update(
 
 def load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Takes over what was learnt; how steps are computed stays as it is here."""
-    own, saved = optimizer.param_groups, state["param_groups"]
-    rates = [group["lr"] for group in own]
+    saved = state["param_groups"]
     groups = [
         theirs | {name: ours[name] for name in COMPUTED if name in ours}
-        for theirs, ours in zip(saved, own, strict=True)
+        for theirs, ours in zip(saved, optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
-    for group, rate, theirs in zip(optimizer.param_groups, rates, saved, strict=True):
-        group["lr"] = rate  # a tensor stays where it is
+    for group, theirs in zip(optimizer.param_groups, saved, strict=True):
         set_learning_rate(group, float(theirs["lr"]))
+
+
+@contextmanager
+def undone(
+    networks: Iterable[nn.Module],
+    optimizers: Iterable[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+) -> Iterator[None]:
+    """Puts back what steps inside change; momenta that they make begin at zero."""
+    weights = [tensor.detach().to("cpu", copy=True) for tensor in tensors(networks)]
+    remembered = {tensor: tensor.to("cpu", copy=True) for tensor in memory(optimizers)}
+    scaling = scaler.state_dict()
+    yield
+    with torch.no_grad():
+        for tensor, before in zip(tensors(networks), weights, strict=True):
+            tensor.copy_(before)
+        for tensor in memory(optimizers):
+            if tensor in remembered:
+                tensor.copy_(remembered[tensor])
+            else:
+                tensor.zero_()
+    if scaling:
+        scaler.load_state_dict(scaling)
+
+
+def tensors(networks: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Weights and buffers."""
+    return [tensor for each in networks for tensor in (*each.parameters(), *each.buffers())]
+
+
+def memory(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    """Momenta, and what else optimizers remember of each parameter."""
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return [value for state in states for value in state.values() if torch.is_tensor(value)]
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

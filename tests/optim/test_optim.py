@@ -15,6 +15,7 @@ from dist_train.config import OptimConfig
 from dist_train.optim.losses import LOSSES, probabilities
 from dist_train.optim.muon import Muon, Orthogonalize, orthogonalize, shared_out
 from dist_train.optim.schedules import factor, reduce_on_plateau
+from dist_train.optim.update import load, set_learning_rates
 
 
 def model() -> nn.Module:
@@ -25,7 +26,7 @@ def model() -> nn.Module:
 
 
 def built(network: nn.Module, optimizer: object, **more: Any) -> list[torch.optim.Optimizer]:
-    head = more.pop("head", ())
+    head, recorded = more.pop("head", ()), more.pop("recorded", False)
     settings = OptimConfig(
         optimizer=optimizer,  # type: ignore[arg-type]
         learning_rate=0.1,
@@ -34,7 +35,7 @@ def built(network: nn.Module, optimizer: object, **more: Any) -> list[torch.opti
         muon_learning_rate=0.05,
         **more,
     )
-    return optim.build(network, settings, head=head)
+    return optim.build(network, settings, head=head, recorded=recorded)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "muon"])
@@ -226,3 +227,37 @@ def test_schedules_at_their_landmarks() -> None:
     warm = [at(s, "cosine", warmup=0.1) for s in range(12)]
     assert warm[:10] == pytest.approx([(s + 1) / 11 for s in range(10)])
     assert warm[10] == max(warm) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])  # those of torch that a CPU has as well
+@pytest.mark.parametrize("first", [False, True])
+def test_optimizers_whose_steps_are_recorded_step_alike_and_hand_over(
+    optimizer: str, first: bool
+) -> None:
+    """Three steps with one kind, and three with the other from the first one's checkpoint."""
+    settings = OptimConfig(schedule="linear")
+    images = torch.randn(64, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64) % 10
+
+    def step(network: nn.Module, optimizers: list[torch.optim.Optimizer], steps: range) -> None:
+        for number in steps:
+            set_learning_rates(optimizers, settings, number, total_steps=6)
+            nn.functional.cross_entropy(network(images), labels).backward()
+            for each in optimizers:
+                each.step()
+                each.zero_grad()
+
+    expected, network = model(), model()
+    step(expected, built(expected, optimizer), range(6))
+    before = built(network, optimizer, recorded=first)
+    step(network, before, range(3))
+    after = built(network, optimizer, recorded=not first)
+    for own, theirs in zip(after, before, strict=True):
+        load(own, theirs.state_dict())
+    for group, other in zip(after[0].param_groups, before[0].param_groups, strict=True):
+        assert torch.is_tensor(group["lr"]) == bool(group["fused"]) == (not first)
+        assert float(group["lr"]) == pytest.approx(float(other["lr"]))
+        assert float(group["lr"]) < group["peak_lr"]
+    step(network, after, range(3, 6))
+    for parameter, other in zip(network.parameters(), expected.parameters(), strict=True):
+        assert_close(parameter, other)
