@@ -217,7 +217,8 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type; `auto`: what accelerate asks for, else bf16 where the hardware has it."""
+    """Autocast type; `auto`: what accelerate asks for, else bf16 where the hardware has it, fp16 on
+    older GPUs, fp32 on other CPUs."""
     compile: bool | None = None
     """torch.compile the step; `auto`: what accelerate asks for, else on CUDA only."""
     cuda_graphs: bool = False
@@ -228,7 +229,7 @@ class RuntimeConfig:
     deterministic: bool = False
     """Ask torch for deterministic kernels."""
     timeout_seconds: int = 600
-    """How long a rank may wait for the others, or get nowhere, before the job ends."""
+    """How long a rank may wait for the others, or one of several get nowhere, before the job ends."""
     gradient_compression: Literal["none", "bf16", "fp16"] = "none"
     """What gradients are rounded to on their way to the other ranks."""
 
@@ -269,7 +270,7 @@ class TrackingConfig:
     watch: Literal["none", "gradients", "parameters", "all"] = "none"
     """Histograms of the model's gradients or parameters in W&B; costs time at each line."""
     artifacts: Literal["off", "references", "files"] = "references"
-    """Weights in W&B: `references` to those left at the end, or `files`, uploading them all."""
+    """Weights in W&B: `references` to the final, best and latest ones, or `files`, uploading all."""
     tensorboard: bool = False
     """TensorBoard's event files in <run>/tensorboard."""
 
