@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +13,9 @@ from torch import Tensor, nn
 from dist_train import models, optim, transfer
 from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig
 from dist_train.data import beton
-from dist_train.data.augment import Augment, Policy
-from dist_train.data.batches import Loader, TrainBatches
-from dist_train.data.order import Ids, Order, some, split
+from dist_train.data.augment import Augment
+from dist_train.data.batches import EvaluationData, Loader, TrainBatches
+from dist_train.data.order import Order, some, split
 from dist_train.data.prepare import Manifest, Prepared
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
@@ -46,24 +44,10 @@ def augmentation(data: DataConfig, manifest: Manifest) -> Augment:
     half = tuple(0.5 for _ in manifest.mean)
     dataset = data.normalize == "dataset"
     return Augment(
-        policy(data),
+        data,
         mean=manifest.mean if dataset else half,
         std=manifest.std if dataset else half,
         image_shape=manifest.image_shape,
-    )
-
-
-def policy(data: DataConfig) -> Policy:
-    """What is done to training images."""
-    return Policy(
-        flip=data.flip,
-        crop_padding=data.crop_padding,
-        crop_mode=data.crop_mode,
-        cutout=data.cutout,
-        brightness=data.brightness,
-        contrast=data.contrast,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
     )
 
 
@@ -109,28 +93,8 @@ def loader(kind: str, path: Path, *, batch_size: int, device: torch.device, thre
     return ResidentLoader(beton.read_images(path), batch_size=batch_size, device=device)
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationData:
-    """The images a run is judged by: the test set, or the held-out part of the training set."""
-
-    split: Literal["test", "validation"]
-    loader: Loader
-    labels: Tensor
-    """int64 (N,) on the device, indexed by id."""
-    ids: Ids
-    """The images to evaluate, over all ranks."""
-    batch_size: int
-    """Most images that a rank looks at together."""
-
-    def first(self, count: int) -> EvaluationData:
-        """Only so many of them."""
-        return replace(self, ids=self.ids[:count])
-
-
-def open_data(
-    config: Config, prepared: Prepared, kind: str, runtime: Runtime
-) -> tuple[TrainBatches, EvaluationData]:
-    """Batches to train on and images to evaluate on, for this rank.
+def train_batches(config: Config, prepared: Prepared, kind: str, runtime: Runtime) -> TrainBatches:
+    """Batches to train on, for this rank.
 
     Raises:
         UserError: too few samples for a single step, or for the ranks.
@@ -142,7 +106,7 @@ def open_data(
         group, flag = config.train.select_group, "--train.select_group"
     multiple = max(1, group)
     manifest = prepared.manifest
-    train_ids, held_out = split(manifest.train.samples, data.validation)
+    train_ids, _ = split(manifest.train.samples, data.validation)
     train_ids = some(train_ids, data.fraction)
     if data.batch_size < runtime.world_size * multiple:
         raise UserError(
@@ -156,42 +120,44 @@ def open_data(
             "images; choose a smaller batch"
         )
     own = order.rank_slice(data.batch_size, runtime.rank, runtime.world_size)
-    per_sample = 2 if policy(data).mixes else 1
-    open_file = partial(loader, kind, device=runtime.device, threads=data.threads)
-    train_labels = torch.from_numpy(beton.read_labels(prepared.train)).to(runtime.device)
-    batches = TrainBatches(
-        loader=open_file(prepared.train, batch_size=(own.stop - own.start) * per_sample),
-        labels=train_labels,
+    per_sample = 2 if data.mixes else 1
+    return TrainBatches(
+        loader=loader(
+            kind,
+            prepared.train,
+            batch_size=(own.stop - own.start) * per_sample,
+            device=runtime.device,
+            threads=data.threads,
+        ),
+        labels=torch.from_numpy(beton.read_labels(prepared.train)).to(runtime.device),
         order=order,
-        policy=policy(data),
+        settings=data,
         image_size=manifest.image_shape[:2],
         rank=runtime.rank,
         world_size=runtime.world_size,
     )
-    if not data.validation:
-        return batches, open_test_set(data, prepared, kind, runtime)
-    held_out_loader = open_file(prepared.train, batch_size=data.eval_batch_size)
-    return batches, EvaluationData(
-        "validation", held_out_loader, train_labels, held_out, data.eval_batch_size
-    )
 
 
-def open_test_set(
+def evaluation_data(
     data: DataConfig, prepared: Prepared, kind: str, runtime: Runtime
 ) -> EvaluationData:
-    """All test images."""
-    labels = beton.read_labels(prepared.test)
+    """Images held out from training, where there are any, else the test set."""
+    held_out = data.validation > 0
+    path = prepared.train if held_out else prepared.test
+    labels = beton.read_labels(path)
+    everything = np.arange(len(labels), dtype=np.int64)
     return EvaluationData(
-        "test",
+        "validation" if held_out else "test",
+        path,
         loader(
             kind,
-            prepared.test,
+            path,
             batch_size=data.eval_batch_size,
             device=runtime.device,
             threads=data.threads,
         ),
         torch.from_numpy(labels).to(runtime.device),
-        np.arange(len(labels), dtype=np.int64),
+        split(len(labels), data.validation)[1] if held_out else everything,
         data.eval_batch_size,
     )
 

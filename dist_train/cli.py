@@ -14,33 +14,6 @@ from dist_train.errors import Preempted, UserError
 
 EXPORT_FORMATS = ("safetensors", "torchscript", "torch_export", "onnx")
 
-USAGE = """usage: dist-train COMMAND ...
-
-commands:
-  train [RECIPE] [--section.field value ...]     train, or go on with a run (accelerate launch
-                                                 dist_train/main.py does the same on many devices)
-        [--dry_run]                              two steps and a batch of evaluation; only
-                                                 the prepared data is kept
-  prepare [RECIPE] [--data.field value ...]      get and convert the data set, nothing more
-  eval RUN [--corruptions] [--calibration]       evaluate a finished run's weights again
-  predict RUN IMAGE... [--top 3] [--json]        what a finished run says to image files and folders
-  export RUN --format onnx [--out FILE]          its model as one file for use elsewhere
-  show [RECIPE] [--section.field value ...]      print the config and where each value came from
-       [--images FILE.png]                       draw a grid of augmented training images
-  sweep RECIPE --section.field a,b,c ...         train a grid; then a table and a plot of it
-       [--seeds N] [--parallel N | --slurm]
-  doctor [RECIPE] [--section.field value ...]    check software, GPUs, data, disks, W&B and SLURM;
-                                                 under torchrun also the network between ranks
-  runs [FOLDER] [--json]                         list runs: state, accuracy, images/s
-  compare RUN RUN [--json]                       what differs in settings and results
-  report RUN... [--out FILE.html]                a page on runs, with Markdown and PNGs; to a .png,
-                                                 .svg or .pdf: accuracy and loss only
-  bench loader|overhead|scaling|tracking [--json]
-                                                 measure this machine against rivals
-  bench speed RECIPE [--runs N] [--rival CMD]    seconds and accuracy over seeds, and a rival's
-
-COMMAND --help tells more."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0; 2 for what the user can mend; 75 for go on."""
@@ -52,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("dist_train").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0
     if command == "--version":
         print(__version__)
@@ -84,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """`dist-train train`."""
+    """Train a recipe, or go on with a run; accelerate launch does so on many devices."""
     dry_run, rest = split_dry_run(arguments)
     config, _ = options.parse(rest, "dist-train train", "[--dry_run]")
     from dist_train.metrics import Clock
@@ -105,7 +78,7 @@ def split_dry_run(arguments: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """`dist-train prepare`."""
+    """Get and convert a recipe's data set, nothing more."""
     _, rest = split_dry_run(arguments)
     config, _ = options.parse(rest, "dist-train prepare")
     from dist_train.data.prepare import prepare_dataset  # no torch: `make train` waits for this
@@ -119,7 +92,7 @@ def prepare(arguments: Sequence[str]) -> None:
 
 
 def show(arguments: Sequence[str]) -> None:
-    """`dist-train show`."""
+    """Print a recipe's settings and who set them, or draw what the model will see."""
     parser = options.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--images", metavar="FILE.png")
     _, rest = split_dry_run(arguments)
@@ -135,10 +108,8 @@ def show(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """`dist-train eval`."""
-    parser = options.Parser(
-        prog="dist-train eval", description="Evaluate a finished run on the test set."
-    )
+    """Evaluate a finished run's weights again, on the test set."""
+    parser = options.Parser(prog="dist-train eval", description=evaluate.__doc__)
     parser.add_argument("run", help="the run's directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
@@ -168,7 +139,7 @@ def add_data_folders(parser: options.Parser) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """`dist-train predict`."""
+    """What a finished run says to image files and folders."""
     parser = options.Parser(
         prog="dist-train predict",
         description="What a finished run says to images. Files that cannot be read are named and "
@@ -201,7 +172,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """`dist-train export`."""
+    """A finished run's model as one file, for use elsewhere."""
     parser = options.Parser(
         prog="dist-train export",
         description="A finished run's model as one file, with a model card: uint8 images in, "
@@ -221,7 +192,7 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def sweep(arguments: Sequence[str]) -> None:
-    """`dist-train sweep`."""
+    """Train a grid of settings and seeds; then a table and a plot of it."""
     parser = options.Parser(
         prog="dist-train sweep",
         usage="%(prog)s RECIPE[,RECIPE] --section.field a,b,c ... [options]",
@@ -245,7 +216,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """`dist-train doctor`."""
+    """Check software, GPUs, data, disks, W&B and SLURM; under torchrun also the network."""
     config, _ = options.parse(arguments, "dist-train doctor")
     from dist_train.doctor import examine
 
@@ -253,15 +224,15 @@ def doctor(arguments: Sequence[str]) -> int:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """`dist-train bench`."""
+    """Measure this machine, or a recipe, against rivals."""
     from dist_train.bench import main
 
     main(arguments)
 
 
 def report(arguments: Sequence[str]) -> None:
-    """`dist-train report`."""
-    parser = options.Parser(prog="dist-train report", description="Show runs against each other.")
+    """A page on runs, or one plot of their accuracy and loss."""
+    parser = options.Parser(prog="dist-train report", description=report.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, in any state")
     parser.add_argument(
         "--out",
@@ -282,8 +253,8 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def list_runs(arguments: Sequence[str]) -> None:
-    """`dist-train runs`."""
-    parser = options.Parser(prog="dist-train runs", description="List run directories.")
+    """List runs: state, accuracy, images/s."""
+    parser = options.Parser(prog="dist-train runs", description=list_runs.__doc__)
     parser.add_argument("folder", nargs="?", default="runs", help="what holds them (default: runs)")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     given = parser.parse_args(arguments)
@@ -295,8 +266,8 @@ def list_runs(arguments: Sequence[str]) -> None:
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """`dist-train compare`."""
-    parser = options.Parser(prog="dist-train compare", description="What differs between two runs.")
+    """What differs between two runs, in settings and results."""
+    parser = options.Parser(prog="dist-train compare", description=compare.__doc__)
     parser.add_argument("runs", nargs=2, metavar="RUN", help="a run's directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(arguments)
@@ -321,3 +292,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "doctor": doctor,
     "bench": bench,
 }
+
+
+def usage() -> str:
+    """All commands, by the first lines of their docstrings."""
+    lines = [f"  {name:<9}{run.__doc__}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        ["usage: dist-train COMMAND ...", "", *lines, "", "dist-train COMMAND --help tells more."]
+    )

@@ -76,6 +76,11 @@ class DataConfig:
     cutmix: float = 0.0
     """Alpha of CutMix's Beta(alpha, alpha); 0 is off (Yun et al., 2019)."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether each sample is combined with a partner."""
+        return self.mixup > 0 or self.cutmix > 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -229,7 +234,8 @@ class RuntimeConfig:
     deterministic: bool = False
     """Ask torch for deterministic kernels."""
     timeout_seconds: int = 600
-    """How long a rank may wait for the others, or one of several get nowhere, before the job ends."""
+    """How long a rank may wait for the others, or one of several get nowhere, before the job
+    ends."""
     gradient_compression: Literal["none", "bf16", "fp16"] = "none"
     """What gradients are rounded to on their way to the other ranks."""
 
@@ -270,7 +276,8 @@ class TrackingConfig:
     watch: Literal["none", "gradients", "parameters", "all"] = "none"
     """Histograms of the model's gradients or parameters in W&B; costs time at each line."""
     artifacts: Literal["off", "references", "files"] = "references"
-    """Weights in W&B: `references` to the final, best and latest ones, or `files`, uploading all."""
+    """Weights in W&B: `references` to the final, the best and the latest ones, or `files`,
+    uploading them all."""
     tensorboard: bool = False
     """TensorBoard's event files in <run>/tensorboard."""
 
@@ -280,7 +287,7 @@ class Config:
     """One run."""
 
     recipe: str = "custom"
-    """The recipe this configuration started from."""
+    """The recipe this configuration started from, where it was chosen by name."""
     name: str | None = None
     """The run's directory is <output>/<name>; unset: recipe, date and time."""
     seed: int = 0

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dist_train.build import EvaluationData
 from dist_train.config import Views
 from dist_train.data.augment import Augment, resize
+from dist_train.data.batches import EvaluationData
 from dist_train.runtime import Runtime
 
 

@@ -1,6 +1,7 @@
 """`dist-train eval`: a finished run judged again."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def evaluate_run(
                 "set back that the run's manifest.json describes"
             )
         loader = build.choose_loader(config.data, prepared.manifest, here)
-        test = build.open_test_set(config.data, prepared, loader, here)
+        data = replace(config.data, validation=0)  # the test set, whatever it was judged by
+        test = build.evaluation_data(data, prepared, loader, here)
         model, augment = here.place(trained.model), trained.augment.to(here.device)
         plain = evaluate(model, augment, test, here)
         tta = "shift" if config.train.tta == "none" else config.train.tta

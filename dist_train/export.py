@@ -21,7 +21,7 @@ from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.model_card import model_card
 from dist_train.optim.losses import probabilities
-from dist_train.trained import Trained, assemble, load_trained, read_summary, wherever
+from dist_train.trained import Trained, assemble, load_trained, wherever
 
 CHECK_IMAGES = 256
 TOLERANCE = 1e-4
@@ -97,7 +97,9 @@ def export(
     out = out or run / f"exported{chosen.suffix}"
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder, expected a file")
-    trained, summary = load_trained(run), read_summary(run)
+    trained, summary = load_trained(run), runs.read_summary(run)
+    if summary is None:
+        raise UserError(f"{run} is not finished: run the same command again")
     images = read_test_images(wherever(trained.config, root=root, cache=cache), CHECK_IMAGES)
     content = chosen.write(trained, images[:2])
     difference = largest_difference(Classifier(trained), chosen.read(content), images)

@@ -32,12 +32,12 @@ def augmented_samples(config: Config, path: str) -> None:
     samples = np.arange(prepared.manifest.train.samples)
     first = Order(samples, ROWS, config.seed).epoch(0)[: 2 * ROWS]
     # With mix-up or CutMix, the second half are the partners of the first.
-    ids = first if augment.policy.mixes else first[:ROWS]
+    ids = first if augment.settings.mixes else first[:ROWS]
     images = torch.from_numpy(beton.read_some(prepared.train, ids))
     columns = [images[:ROWS]]
     for epoch in range(EPOCHS):
         draws = draw(
-            augment.policy, ids, seed=config.seed, epoch=epoch, image_size=(shape[0], shape[1])
+            augment.settings, ids, seed=config.seed, epoch=epoch, image_size=(shape[0], shape[1])
         )
         columns.append(as_bytes(augment(images, torch.from_numpy(draws)), augment))
     write_png(columns, Path(path))

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-from dist_train.build import EvaluationData
 from dist_train.data.augment import Augment
-from dist_train.data.batches import Loader
+from dist_train.data.batches import EvaluationData, Loader
 from dist_train.data.order import NOISE, Ids, random_bits
 from dist_train.evaluate import evaluate
 from dist_train.runtime import Runtime

@@ -133,14 +133,6 @@ def check_data(folder: Path, checksum: str, prepared: Prepared) -> None:
         )
 
 
-def last_metrics(folder: Path, step: int) -> dict[str, float]:
-    """The last line of metrics up to a step; empty where there is none."""
-    from dist_train.tracking import json_lines
-
-    lines = [line for line in json_lines.read(folder / "metrics.jsonl") if line["step"] <= step]
-    return lines[-1] if lines else {}
-
-
 def result_line(folder: Path, summary: Mapping[str, Any]) -> str:
     """How a run ended, in a line."""
     split = "test" if summary["test_accuracy"] is not None else "validation"

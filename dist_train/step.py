@@ -43,7 +43,7 @@ class Step(nn.Module):
         Unless `reduced`: each sample's loss, float32 (n,), and whether it is right, bool (n,).
 
         Args:
-            images: uint8 (n, H, W, C); 2n when the policy mixes.
+            images: uint8 (n, H, W, C); 2n with mix-up or CutMix.
             labels: int64 (n,), or 2n.
             draws: float32 (n, NUM_DRAWS), or 2n.
             size: side in pixels of what the model sees.
@@ -56,7 +56,7 @@ class Step(nn.Module):
         logits = logits.float()
         own = labels[: len(logits)]
         loss = self.loss(logits, own, self.label_smoothing)
-        if self.augment.policy.mixes:
+        if self.augment.settings.mixes:
             partner = self.loss(logits, labels[len(logits) :], self.label_smoothing)
             share = self.augment.own_share(draws)
             loss = share * loss + (1 - share) * partner

@@ -28,7 +28,7 @@ def describe(trainer: Trainer) -> str:
 
 def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None) -> dict[str, Any]:
     """The fields of summary.json; what was not measured is null."""
-    config, here, split = trainer.config, trainer.here, trainer.judge.split
+    config, here, split = trainer.config, trainer.here, trainer.evaluation_data.split
     seconds = trainer.clock.read()
     parameters = trainer.learner.model.parameters()
     return {

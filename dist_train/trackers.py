@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dist_train import runs
-from dist_train.build import EvaluationData
 from dist_train.config import TrackingConfig
-from dist_train.data import beton
-from dist_train.data.prepare import Prepared
 from dist_train.tracking import Tracker, Trackers, tensorboard, wandb, wandb_setup
 from dist_train.tracking.answers import Subject
 from dist_train.tracking.background import Background
@@ -34,9 +30,9 @@ def start_trackers(trainer: Trainer) -> Trackers:
     config, folder, total_steps = trainer.config, trainer.folder, trainer.total_steps
     settings = config.tracking
     subject = Subject(
-        split=trainer.judge.split,
+        split=trainer.evaluation_data.split,
         classes=trainer.prepared.manifest.classes,
-        images=partial(images_of, trainer.prepared, trainer.judge),
+        images=trainer.evaluation_data.images,
     )
     chosen: list[Tracker] = [
         JsonLines(folder / "metrics.jsonl", resumed_step=trainer.step),
@@ -44,7 +40,7 @@ def start_trackers(trainer: Trainer) -> Trackers:
             first_step=trainer.step,
             total_steps=total_steps,
             steps_per_epoch=trainer.steps_per_epoch,
-            split=trainer.judge.split,
+            split=trainer.evaluation_data.split,
         ),
     ]
     if settings.tensorboard:
@@ -72,12 +68,6 @@ def start_trackers(trainer: Trainer) -> Trackers:
         )
         chosen.append(Background("W&B", make_wandb))
     return Trackers(chosen)
-
-
-def images_of(prepared: Prepared, judge: EvaluationData, rows: Sequence[int]) -> beton.UInt8:
-    """uint8 (n, H, W, C) of rows of an evaluation."""
-    path = prepared.test if judge.split == "test" else prepared.train
-    return beton.read_some(path, judge.ids[list(rows)])
 
 
 def facts(trainer: Trainer) -> dict[str, Any]:

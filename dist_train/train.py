@@ -21,7 +21,7 @@ from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.summary import describe, summarise
 from dist_train.trackers import check_installed, start_trackers
-from dist_train.tracking import STOPPED, Trackers
+from dist_train.tracking import STOPPED, Trackers, json_lines
 from dist_train.tracking.console import working
 
 
@@ -56,7 +56,7 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
             resources.callback(ownership.release, folder)
         trainer = Trainer(config, folder, here, clock)
         if dry_run:
-            trainer.judge = trainer.judge.first(config.data.eval_batch_size)
+            trainer.evaluation_data = trainer.evaluation_data.first(config.data.eval_batch_size)
         return trainer.run()
 
 
@@ -79,7 +79,10 @@ class Trainer:
         with clock.phase("prepare"):
             self.prepared = prepare_dataset(config.data)
             self.loader = build.choose_loader(config.data, self.prepared.manifest, here)
-            self.batches, self.judge = build.open_data(config, self.prepared, self.loader, here)
+            self.batches = build.train_batches(config, self.prepared, self.loader, here)
+            self.evaluation_data = build.evaluation_data(
+                config.data, self.prepared, self.loader, here
+            )
         self.steps_per_epoch = self.batches.order.steps_per_epoch
         self.eval_steps = config.train.eval_every * self.steps_per_epoch
         total_steps = max(1, round(config.train.epochs * self.steps_per_epoch))
@@ -124,7 +127,7 @@ class Trainer:
             self.learner.warm_up(batch, set(self.sizes[self.step :]))
         share = self.config.train.tta_share
         on_the_way = sorted(set(self.sizes[self.step : -1])) if self.eval_steps else []
-        for some in batch_shapes(self.judge, self.here.world_size, share=share):
+        for some in batch_shapes(self.evaluation_data, self.here.world_size, share=share):
             for size in (*on_the_way, None):
                 evaluate(self.learner.model, self.learner.augment, some, self.here, size=size)
 
@@ -238,7 +241,7 @@ class Trainer:
             self.result = result = self.evaluate(size, asked.interrupt)
         except Interrupted:
             self.stop(window)
-        improved, split = result.accuracy > self.best_accuracy, self.judge.split
+        improved, split = result.accuracy > self.best_accuracy, self.evaluation_data.split
         self.best_accuracy = max(self.best_accuracy, result.accuracy)
         self.last_line[f"{split}/accuracy"] = result.accuracy
         self.last_line[f"{split}/best_accuracy"] = self.best_accuracy
@@ -312,7 +315,7 @@ class Trainer:
             return evaluate(
                 self.learner.judged_model(self.step),
                 self.learner.augment,
-                self.judge,
+                self.evaluation_data,
                 self.here,
                 size=size,
                 after_batch=after_batch,
@@ -325,7 +328,9 @@ class Trainer:
             return None
         with self.clock.phase("evaluate"):
             model, augment = self.learner.judged_model(self.step), self.learner.augment
-            return look_again(plain, model, augment, self.judge, self.here, tta=tta, share=share)
+            return look_again(
+                plain, model, augment, self.evaluation_data, self.here, tta=tta, share=share
+            )
 
     def save(self, window: Window | None = None, *, best: bool) -> None:
         """A checkpoint, written while training goes on."""
@@ -353,12 +358,12 @@ class Trainer:
         self.step, self.best_accuracy = state.step, state.best_accuracy
         self.skipped |= set(state.skipped)
         self.carried = Window(**state.window)
-        self.last_line = runs.last_metrics(self.folder, self.step)
+        self.last_line = json_lines.last(self.folder / "metrics.jsonl", self.step)
 
     def finish(self, result: Evaluation, with_tta: Evaluation | None) -> dict[str, Any]:
         """The end of a run: weights, answers and summary."""
         self.batches.loader.close()
-        self.judge.loader.close()
+        self.evaluation_data.loader.close()
         summary = summarise(self, result, with_tta)
         self.checkpoints.wait()
         if self.here.is_main:

@@ -84,15 +84,3 @@ def assemble(config: Config, manifest: Manifest, weights: dict[str, Any]) -> Tra
     model.load_state_dict(weights)
     model.eval().requires_grad_(False)
     return Trained(config, manifest, build.augmentation(config.data, manifest), model)
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """How the run ended: its summary.json.
-
-    Raises:
-        UserError: the run is not finished, or the file is damaged.
-    """
-    summary, path = runs.read_summary(folder), folder / "summary.json"
-    if summary is None:
-        raise UserError(f"{folder} is not finished: expected {path}; run the same command again")
-    return summary

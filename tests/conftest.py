@@ -185,11 +185,11 @@ def losses(config: Config) -> list[float]:
     return [line["train/loss"] for line in metrics(folder(config))]
 
 
-def weights(config: Config) -> dict[str, Tensor]:
-    return load_file(folder(config) / "model.safetensors")
+def weights(run: Config | Path) -> dict[str, Tensor]:
+    return load_file((run if isinstance(run, Path) else folder(run)) / "model.safetensors")
 
 
-def assert_same_weights(a: Config, b: Config) -> None:
+def assert_same_weights(a: Config | Path, b: Config | Path) -> None:
     first, second = weights(a), weights(b)
     assert first.keys() == second.keys()
     for name in first:

@@ -1,6 +1,7 @@
 """Test-time augmentation: which views, of which images."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_train import runtime
-from dist_train.build import EvaluationData
-from dist_train.config import RuntimeConfig
-from dist_train.data.augment import Augment, Policy
+from dist_train.config import DataConfig, RuntimeConfig
+from dist_train.data.augment import Augment
+from dist_train.data.batches import EvaluationData
 from dist_train.data.resident import ResidentLoader
 from dist_train.evaluate import Evaluation, batch_shapes, evaluate, look_again, predict, views
+
+NOWHERE = Path("not-read")
 
 
 def some_pixels(number: int) -> Tensor:
@@ -65,10 +68,11 @@ class Always(nn.Module):
 )
 def test_only_the_least_sure_images_are_looked_at_again(share: float, expected: list[int]) -> None:
     images = np.zeros((12, 6, 6, 3), np.uint8)
-    augment = Augment(Policy(), mean=(0.5,) * 3, std=(0.5,) * 3, image_shape=(6, 6, 3))
+    augment = Augment(DataConfig(), mean=(0.5,) * 3, std=(0.5,) * 3, image_shape=(6, 6, 3))
     with runtime.start(RuntimeConfig(device="cpu", precision="fp32")) as here:
         data = EvaluationData(
             "test",
+            NOWHERE,
             ResidentLoader(images, batch_size=4, device=here.device),
             torch.zeros(12, dtype=torch.int64),
             np.arange(2, 12),  # ten of the twelve
@@ -101,7 +105,7 @@ def test_a_few_images_have_batches_of_all_sizes(world_size: int, share: float) -
         np.zeros((1, 6, 6, 3), np.uint8), batch_size=4, device=torch.device("cpu")
     )
     for images in range(1, 80):
-        data = EvaluationData("test", loader, torch.zeros(80), np.arange(images), 4)
+        data = EvaluationData("test", NOWHERE, loader, torch.zeros(80), np.arange(images), 4)
         again = data.first(math.ceil(share * images))
         few = batch_shapes(data, world_size, share=share)
         tried = set[int]().union(*(batch_sizes(some, world_size) for some in few))

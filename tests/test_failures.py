@@ -12,14 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 from dist_train.heartbeat import Heartbeat
 from tests.conftest import (
     REPOSITORY,
     SMALL,
+    assert_same_weights,
     dist_train,
     free_port,
     lines_so_far,
@@ -118,9 +117,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 
 
 def assert_same_end(run_folder: Path, expected: Path) -> None:
-    ours, theirs = (load_file(f / "model.safetensors") for f in (run_folder, expected))
-    for name, weight in theirs.items():
-        assert torch.equal(ours[name], weight), name
+    assert_same_weights(run_folder, expected)
     lines = metrics(run_folder)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [a["train/loss"] for a in lines] == [b["train/loss"] for b in metrics(expected)]

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from dist_train.preemption import EXIT_CODE
 from tests.conftest import (
     REPOSITORY,
     SMALL,
+    assert_same_weights,
     dist_train,
     lines_so_far,
     metrics,
@@ -59,9 +58,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path
 
 
 def assert_same_end(run_folder: Path, expected: Path) -> None:
-    ours, theirs = (load_file(f / "model.safetensors") for f in (run_folder, expected))
-    for name, weight in theirs.items():
-        assert torch.equal(ours[name], weight), name
+    assert_same_weights(run_folder, expected)
     steps = [line["step"] for line in metrics(run_folder)]
     assert steps == [line["step"] for line in metrics(expected)]
     assert summary(run_folder)["test_accuracy"] == summary(expected)["test_accuracy"]

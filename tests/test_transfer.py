@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from dist_train import models, transfer
@@ -15,7 +14,7 @@ from dist_train.errors import UserError
 from dist_train.models.inputs import Inputs
 from dist_train.options import parse
 from dist_train.train import train
-from tests.conftest import SMALL
+from tests.conftest import SMALL, weights
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +32,6 @@ def small(cache: Path, output: Path, *more: str) -> Config:
         *("--output", str(output), *more),
     ]
     return parse(flags, "train")[0]
-
-
-def weights(config: Config) -> dict[str, torch.Tensor]:
-    return load_file(Path(config.output) / str(config.name) / "model.safetensors")
 
 
 def changed(config: Config, before: Config) -> set[str]:

@@ -210,7 +210,7 @@ def stream_rate(
         loader=loader,
         labels=torch.from_numpy(labels).to(here.device),
         order=Order(np.arange(len(labels)), BATCH_SIZE, seed=0),
-        policy=build.policy(data),
+        settings=data,
         image_size=prepared.manifest.image_shape[:2],
         rank=0,
         world_size=1,

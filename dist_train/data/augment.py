@@ -5,9 +5,7 @@ Every random choice is a function of (seed, epoch, sample id), drawn on the host
 from either loader and after any resume, bit for bit.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dist_train.config import DataConfig
 from dist_train.data.order import AUGMENT, random_bits
 
 # Columns of the table of draws.
@@ -22,27 +21,13 @@ FLIP, CROP_Y, CROP_X, CUT_Y, CUT_X, BRIGHTNESS, CONTRAST, MIX, BOX_Y, BOX_X, KEY
 NUM_DRAWS = 11
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """What is done to training images; the fields are explained in config.DataConfig."""
-
-    flip: Literal["none", "random", "alternating"] = "none"
-    crop_padding: int = 0
-    crop_mode: Literal["reflect", "zero"] = "reflect"
-    cutout: int = 0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    @property
-    def mixes(self) -> bool:
-        """Whether each sample is combined with a partner."""
-        return self.mixup > 0 or self.cutmix > 0
-
-
 def draw(
-    policy: Policy, ids: NDArray[np.int64], *, seed: int, epoch: int, image_size: tuple[int, int]
+    settings: DataConfig,
+    ids: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    image_size: tuple[int, int],
 ) -> NDArray[np.float32]:
     """The random choices for each sample of an epoch: float32 (n, NUM_DRAWS).
 
@@ -60,43 +45,28 @@ def draw(
         return np.floor(uniform(column) * choices)
 
     table[:, KEY] = whole(KEY, 2**24)  # what the network's own choices are made from: dropout
-    if policy.flip == "random":
+    if settings.flip == "random":
         table[:, FLIP] = whole(FLIP, 2)
-    elif policy.flip == "alternating":
+    elif settings.flip == "alternating":
         table[:, FLIP] = (np.floor(uniform(FLIP, epoch=0) * 2) + epoch) % 2
-    if policy.crop_padding:
-        table[:, CROP_Y] = whole(CROP_Y, 2 * policy.crop_padding + 1)
-        table[:, CROP_X] = whole(CROP_X, 2 * policy.crop_padding + 1)
-    if policy.cutout:
+    if settings.crop_padding:
+        table[:, CROP_Y] = whole(CROP_Y, 2 * settings.crop_padding + 1)
+        table[:, CROP_X] = whole(CROP_X, 2 * settings.crop_padding + 1)
+    if settings.cutout:
         table[:, CUT_Y] = whole(CUT_Y, image_size[0])
         table[:, CUT_X] = whole(CUT_X, image_size[1])
-    if policy.brightness:
-        table[:, BRIGHTNESS] = 1 + policy.brightness * (2 * uniform(BRIGHTNESS) - 1)
-    if policy.contrast:
-        table[:, CONTRAST] = 1 + policy.contrast * (2 * uniform(CONTRAST) - 1)
-    if policy.mixes:
-        table[:, MIX] = beta_quantile(policy.mixup or policy.cutmix)(uniform(MIX))
+    if settings.brightness:
+        table[:, BRIGHTNESS] = 1 + settings.brightness * (2 * uniform(BRIGHTNESS) - 1)
+    if settings.contrast:
+        table[:, CONTRAST] = 1 + settings.contrast * (2 * uniform(CONTRAST) - 1)
+    if settings.mixes:
+        from scipy.special import betaincinv  # it takes its time, and few runs mix
+
+        alpha = settings.mixup or settings.cutmix
+        table[:, MIX] = betaincinv(alpha, alpha, uniform(MIX))
         table[:, BOX_Y] = whole(BOX_Y, image_size[0])
         table[:, BOX_X] = whole(BOX_X, image_size[1])
     return table
-
-
-def beta_quantile(alpha: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """The inverse distribution function of Beta(alpha, alpha), by quadrature.
-
-    The density is integrated over its lower half in t = x**alpha, where it has no pole.
-    """
-    t = np.linspace(0, 0.5**alpha, 4097)
-    x = t ** (1 / alpha)
-    density = (1 - x) ** (alpha - 1)
-    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    mass *= 0.5 / mass[-1]
-
-    def quantile(u: NDArray[np.float64]) -> NDArray[np.float64]:
-        lower = np.interp(np.minimum(u, 1 - u), mass, t) ** (1 / alpha)
-        return np.where(u < 0.5, lower, 1 - lower)
-
-    return quantile
 
 
 class Augment(nn.Module):
@@ -104,11 +74,11 @@ class Augment(nn.Module):
 
     The result is channels last in memory.
 
-    When the policy mixes, 2n images and draws go in, samples first and their partners behind, and
+    With mix-up or CutMix, 2n images and draws go in, samples first and their partners behind, and
     n come out. Without draws (evaluation) images are only normalised.
 
     Args:
-        policy: what is done to training images.
+        settings: what is done to training images.
         mean, std: per channel, for pixels from 0 to 1.
         image_shape: (H, W, C).
     """
@@ -118,14 +88,14 @@ class Augment(nn.Module):
 
     def __init__(
         self,
-        policy: Policy,
+        settings: DataConfig,
         *,
         mean: Sequence[float],
         std: Sequence[float],
         image_shape: tuple[int, int, int],
     ) -> None:
         super().__init__()
-        self.policy = policy
+        self.settings = settings
         self.image_shape = image_shape
         mean_bytes = torch.tensor(mean, dtype=torch.float64) * 255
         spread = torch.tensor(std, dtype=torch.float64) * 255
@@ -135,7 +105,7 @@ class Augment(nn.Module):
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         """See the class."""
-        if draws is not None and (self.policy.flip != "none" or self.policy.crop_padding):
+        if draws is not None and (self.settings.flip != "none" or self.settings.crop_padding):
             images = self._flip_and_crop(images, draws)
         x = images.float()
         if draws is not None:
@@ -149,7 +119,7 @@ class Augment(nn.Module):
     def _flip_and_crop(self, images: Tensor, draws: Tensor) -> Tensor:
         """One gather of whole pixels; reflection is part of the index."""
         height, width, channels = self.image_shape
-        device, padding = images.device, self.policy.crop_padding
+        device, padding = images.device, self.settings.crop_padding
         top_left = draws[:, CROP_Y : CROP_X + 1].int() - padding
         y = torch.arange(height, device=device, dtype=torch.int32) + top_left[:, :1]
         x = torch.arange(width, device=device, dtype=torch.int32).expand(len(images), width)
@@ -162,19 +132,19 @@ class Augment(nn.Module):
         else:  # index_select copies pixel by pixel: three times as fast on CPU, when not compiled
             index = ((n * height + row) * width + column).view(-1)
             cropped = images.reshape(-1, channels).index_select(0, index).view(images.shape)
-        if padding and self.policy.crop_mode == "zero":
+        if padding and self.settings.crop_mode == "zero":
             inside = inside_image(y, height)[:, :, None] & inside_image(x, width)[:, None, :]
             cropped = cropped * inside[..., None]
         return cropped
 
     def _jitter(self, x: Tensor, images: Tensor, draws: Tensor) -> Tensor:
         """Brightness, then contrast about each image's mean; values are not clamped."""
-        if self.policy.contrast:
+        if self.settings.contrast:
             # A sum of integers is exact in any order, hence the same in every batch.
             total = images.sum((1, 2, 3), dtype=torch.int32)
             mean = per_image(total.double() / x[0].numel()).float()
             x = (x - mean) * per_image(draws[:, CONTRAST]) + mean
-        if self.policy.brightness:
+        if self.settings.brightness:
             x = x * per_image(draws[:, BRIGHTNESS])
         return x
 
@@ -187,7 +157,7 @@ class Augment(nn.Module):
 
     def _cutout(self, x: Tensor, draws: Tensor) -> Tensor:
         """A square about the drawn centre becomes the mean colour, which is 0 by now."""
-        side = self.policy.cutout
+        side = self.settings.cutout
         if not side:
             return x
         height, width, _ = self.image_shape
@@ -201,11 +171,11 @@ class Augment(nn.Module):
 
     def _mix(self, x: Tensor, draws: Tensor) -> Tensor:
         """Samples with their partners: averaged (mix-up) or with a pasted box (CutMix)."""
-        if not self.policy.mixes:
+        if not self.settings.mixes:
             return x
         samples, partners = x.chunk(2)
         draws = draws.chunk(2)[0]
-        if self.policy.mixup:
+        if self.settings.mixup:
             share = per_image(draws[:, MIX])
             return samples * share + partners * (1 - share)
         return torch.lerp(samples, partners, self._cutmix_box(draws))
@@ -217,7 +187,7 @@ class Augment(nn.Module):
             draws: float32 (2n, NUM_DRAWS), as given to `forward`.
         """
         draws = draws.chunk(2)[0]
-        if self.policy.mixup:
+        if self.settings.mixup:
             return draws[:, MIX]
         return 1 - self._cutmix_box(draws).mean((1, 2, 3))
 

@@ -1,17 +1,23 @@
-"""Batches of one rank: the order, cut to this rank's slice, with images, labels and draws."""
+"""Batches of one rank: the order, cut to this rank's slice, with images, labels and draws.
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+And the images that a run is judged by.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dist_train.data.augment import Policy, draw
+from dist_train.config import DataConfig
+from dist_train.data import beton
+from dist_train.data.augment import draw
 from dist_train.data.order import Ids, Order
 
 
@@ -81,7 +87,7 @@ class TrainBatches:
     labels: Tensor
     """Labels of all samples, int64 (N,) on the device."""
     order: Order
-    policy: Policy
+    settings: DataConfig
     image_size: tuple[int, int]
     rank: int
     world_size: int
@@ -121,7 +127,7 @@ class TrainBatches:
         parts = [self._with_partners(ids, part) for ids, part in zip(steps, slices, strict=True)]
         ids = np.concatenate(parts)
         table = draw(
-            self.policy, ids, seed=self.order.seed, epoch=epoch, image_size=self.image_size
+            self.settings, ids, seed=self.order.seed, epoch=epoch, image_size=self.image_size
         )
         labels, draws = self.labels[self._to_device(ids)], self._to_device(table)
         ends = np.cumsum([0, *map(len, parts)]).tolist()
@@ -132,7 +138,7 @@ class TrainBatches:
                 draws=draws[start:end],
                 share=(own.stop - own.start) * self.world_size / len(step),
                 global_size=len(step),
-                mixed=self.policy.mixes,
+                mixed=self.settings.mixes,
             )
             for (start, end), own, step in zip(pairwise(ends), slices, steps, strict=True)
         )
@@ -147,7 +153,7 @@ class TrainBatches:
         """This rank's ids, and behind them those of the samples they are mixed with."""
         if own.start == own.stop:
             own = slice(0, 1)
-        if not self.policy.mixes:
+        if not self.settings.mixes:
             return ids[own]
         # The batch is shuffled already: the sample half a batch on is a random partner.
         return np.concatenate([ids[own], np.roll(ids, len(ids) // 2)[own]])
@@ -157,3 +163,27 @@ class TrainBatches:
         if self.labels.is_cuda:
             tensor = tensor.pin_memory()
         return tensor.to(self.labels.device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """The images a run is judged by: the test set, or the held-out part of the training set."""
+
+    split: Literal["test", "validation"]
+    path: Path
+    """The prepared file that has them."""
+    loader: Loader
+    labels: Tensor
+    """int64 (N,) on the device, indexed by id."""
+    ids: Ids
+    """The images to evaluate, over all ranks."""
+    batch_size: int
+    """Most images that a rank looks at together."""
+
+    def first(self, count: int) -> "EvaluationData":
+        """Only so many of them."""
+        return replace(self, ids=self.ids[:count])
+
+    def images(self, rows: Sequence[int]) -> beton.UInt8:
+        """uint8 (n, H, W, C) of some rows of an evaluation, on the host."""
+        return beton.read_some(self.path, self.ids[list(rows)])

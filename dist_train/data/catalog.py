@@ -21,9 +21,6 @@ from dist_train.errors import UserError
 
 ROOT_VARIABLE = "DIST_TRAIN_DATA"
 DOWNLOAD_ROOT = Path("data")
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 
 SPLITS = ("train", "test", "val")
 """Subfolders of a `folder` set; one of the last two is enough."""
@@ -286,7 +283,7 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> Split:
     from PIL import Image
     from tqdm import tqdm
 
-    from dist_train.data.images import WHITE, read_image
+    from dist_train.data.images import IMAGE_SUFFIXES, WHITE, read_image
 
     Image.init()  # Left to the threads, two that meet in it may not know a WebP when they see one.
     paths: list[Path] = []

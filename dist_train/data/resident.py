@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
+from dist_train.data.order import Ids
 
 
 class ResidentLoader:

@@ -18,12 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dist_train.data import beton
+from dist_train.data.order import Ids
 from dist_train.errors import UserError
 
-Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
-Decode = Callable[[Ids, int], torch.Tensor]
+Indices = NDArray[np.uint64]
+"""Ids as FFCV's decoder takes them: it is compiled for one dtype."""
+
+Decode = Callable[[Indices, int], torch.Tensor]
 
 _decoding = Lock()  # numba's fallback for threads, `workqueue`, ends the process if entered twice
 _SLOTS = 5  # batches in the ring: one with the consumer, four decoded ahead
@@ -81,10 +85,10 @@ class StreamLoader:
         """
         if len(ids) and not (ids.min() >= 0 and ids.max() < self._samples):
             raise IndexError(f"{self._path}: ids must lie in 0..{self._samples - 1}")
-        # The decoder is compiled for one dtype and checks no bounds: hand it a copy nobody changes.
+        # The decoder checks no bounds: hand it a copy that nobody changes.
         order = np.array(ids, np.uint64)
         starts = range(0, len(order), self._batch_size)
-        batches: list[Ids] = [order[start : start + self._batch_size] for start in starts]
+        batches: list[Indices] = [order[start : start + self._batch_size] for start in starts]
         return self._decode_ahead(batches) if self._background else self._decode_now(batches)
 
     def close(self) -> None:
@@ -93,7 +97,7 @@ class StreamLoader:
         self._executor.shutdown()
         self._decode = _closed
 
-    def _decode_now(self, batches: list[Ids]) -> Generator[torch.Tensor]:
+    def _decode_now(self, batches: list[Indices]) -> Generator[torch.Tensor]:
         for batch in batches:
             try:
                 images = self._decode(batch, 0)
@@ -101,7 +105,7 @@ class StreamLoader:
                 raise RuntimeError(f"{self._path}: reading failed: {error!r}") from error
             yield images.to(self._device)
 
-    def _decode_ahead(self, batches: list[Ids]) -> Generator[torch.Tensor]:
+    def _decode_ahead(self, batches: list[Indices]) -> Generator[torch.Tensor]:
         self._drain()
         pending = self._pending
 
@@ -126,7 +130,7 @@ class StreamLoader:
             if self._pending is pending:
                 self._drain()
 
-    def _read(self, ids: Ids, slot: int) -> torch.Tensor:
+    def _read(self, ids: Indices, slot: int) -> torch.Tensor:
         """In the thread: fill a slot of the ring once what was in it is on the device."""
         used = self._used[slot]
         if used is not None:
@@ -157,7 +161,7 @@ class StreamLoader:
         self._used = [None] * _SLOTS
 
 
-def _closed(ids: Ids, slot: int) -> torch.Tensor:
+def _closed(ids: Indices, slot: int) -> torch.Tensor:
     raise RuntimeError("the loader is closed")
 
 
@@ -216,7 +220,7 @@ def _decoder(path: Path, batch_size: int, threads: int) -> tuple[int, Decode]:
     mapped_file.__enter__()
     stages, (output,) = loader.code
 
-    def decode(ids: Ids, slot: int) -> torch.Tensor:  # as EpochIterator.run_pipeline does
+    def decode(ids: Indices, slot: int) -> torch.Tensor:  # as EpochIterator.run_pipeline does
         values: dict[str, Any] = {
             "batch_indices": ids,
             "metadata": loader.reader.metadata,

@@ -95,3 +95,11 @@ def mix(x: Tensor) -> Tensor:
 def dropouts(model: nn.Module) -> list[Dropout]:
     """The layers whose `keys` have to be set before each training step."""
     return [m for m in model.modules() if isinstance(m, Dropout) and m.share > 0]
+
+
+class Residual(nn.Sequential):
+    """Adds its input to what its layers make of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that the layers keep."""
+        return x + super().forward(x)  # type: ignore[no-untyped-call,no-any-return]

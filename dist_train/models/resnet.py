@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dist_train.models.inputs import Inputs, Norm, Widths
-from dist_train.models.layers import GlobalMaxPool, HalvingMaxPool
+from dist_train.models.layers import GlobalMaxPool, HalvingMaxPool, Residual
 
 
 def resnet9(inputs: Inputs, widths: Widths, _: Widths) -> nn.Module:
@@ -22,9 +22,7 @@ def resnet9(inputs: Inputs, widths: Widths, _: Widths) -> nn.Module:
         return nn.Sequential(*parts, *([HalvingMaxPool()] if pool else []))
 
     def residual(channels: int) -> nn.Module:
-        return Residual(
-            nn.Sequential(block(channels, channels, False), block(channels, channels, False))
-        )
+        return Residual(block(channels, channels, False), block(channels, channels, False))
 
     stem, first, second, third = widths
     return nn.Sequential(
@@ -38,19 +36,6 @@ def resnet9(inputs: Inputs, widths: Widths, _: Widths) -> nn.Module:
         nn.Flatten(),
         nn.Linear(third, inputs.num_classes),
     )
-
-
-class Residual(nn.Module):
-    """Adds a branch to its input."""
-
-    def __init__(self, branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
-        y: Tensor = self.branch(x)
-        return x + y
 
 
 class ResNet(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.models.inputs import Inputs, Widths
-from dist_train.models.layers import GlobalMaxPool, HalvingMaxPool
+from dist_train.models.layers import GlobalMaxPool, HalvingMaxPool, Residual
 from dist_train.models.norm import BatchNorm
 
 
@@ -91,14 +91,6 @@ def dirac_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[: min(channels_in, channels_out)])
     return conv
-
-
-class Residual(nn.Sequential):
-    """Adds its input to what its layers make of it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape that the layers keep."""
-        return x + super().forward(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class Scale(nn.Module):

@@ -81,3 +81,9 @@ def read(path: Path) -> list[dict[str, Any]]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
+
+
+def last(path: Path, step: int) -> dict[str, Any]:
+    """The last line of a metrics file up to a step; empty where there is none."""
+    lines = [line for line in read(path) if line["step"] <= step]
+    return lines[-1] if lines else {}

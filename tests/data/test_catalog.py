@@ -26,17 +26,12 @@ from dist_train.data import catalog, download
 from dist_train.data.download import SOURCES
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
-
-REPOSITORY = Path(__file__).parents[2]
-REAL_DATA = Path(os.environ.get("DIST_TRAIN_DATA") or REPOSITORY.parent / "shared" / "data")
+from tests.conftest import REPOSITORY, real_data
 
 
 def real(name: str) -> Path:
     """The folder of a real data set; the test is skipped where it is absent."""
-    try:
-        return catalog.locate(name, root=str(REAL_DATA))
-    except UserError:
-        pytest.skip(f"{name} is not in {REAL_DATA}: set DIST_TRAIN_DATA")
+    return catalog.locate(name, root=str(real_data(name)))
 
 
 def md5(data: bytes) -> str:
@@ -68,7 +63,7 @@ def test_real_sets_equal_torchvision(name: str) -> None:
         "fashion_mnist": datasets.FashionMNIST,
     }[name]
     theirs_root = folder.parents[len(Path(SOURCES[name].folder).parts) - 1]
-    ours = catalog.load(name, root=str(REAL_DATA))
+    ours = catalog.load(name, root=str(real_data(name)))
     for split, is_train in ((ours.train, True), (ours.test, False)):
         theirs = theirs_class(theirs_root, train=is_train)
         images = np.asarray(theirs.data)
@@ -85,10 +80,10 @@ def test_real_sets_equal_torchvision(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
 def test_root_may_be_any_usual_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = real(name)
-    for root in (REAL_DATA, REAL_DATA / name, folder):
+    folder, where = real(name), real_data(name)
+    for root in (where, where / name, folder):
         assert catalog.locate(name, root=str(root)) == folder
-    monkeypatch.setenv("DIST_TRAIN_DATA", str(REAL_DATA))
+    monkeypatch.setenv("DIST_TRAIN_DATA", str(where))
     assert catalog.locate(name, root=None) == folder
 
 

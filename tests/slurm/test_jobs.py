@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY, metrics, stopped_after, summary, until
+from tests.conftest import REPOSITORY, assert_same_weights, metrics, stopped_after, summary, until
 from tests.slurm.conftest import TINY, Job, Lab
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -27,9 +25,7 @@ def uninterrupted(cluster: Lab) -> Job:
 
 
 def assert_same_end(job: Job, expected: Job) -> None:
-    ours, theirs = (load_file(j.run_folder / "model.safetensors") for j in (job, expected))
-    for name, weight in theirs.items():
-        assert torch.equal(ours[name], weight), name
+    assert_same_weights(job.run_folder, expected.run_folder)
     steps = [line["step"] for line in metrics(job.run_folder)]
     assert steps == [line["step"] for line in metrics(expected.run_folder)]
 
