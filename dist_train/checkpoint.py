@@ -59,6 +59,9 @@ class Checkpoints:
         self.keep = keep
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._linking = True
+        self._best: Path | None = None
+        """Of those written by this process."""
 
     def save(self, state: TrainState, *, best: bool) -> Path:
         """Copies the state to the host; the thread writes it while training goes on.
@@ -82,14 +85,25 @@ class Checkpoints:
         path = self._path(values["step"])
         try:
             write_atomically(path, hashlib.sha256(payload).digest() + payload)
+        except UserError as error:
+            log.warning("no checkpoint at step %d: %s", values["step"], error)
+            return
+        if best:
+            self._best = path
+        if self._linking:
+            self._link(path, best=best)
+        best_path = self._best or (self.folder / "best").resolve()  # which may not be there yet
+        for old in self._paths()[self.keep :]:
+            if old != path and old.resolve() != best_path.resolve():
+                old.unlink(missing_ok=True)
+
+    def _link(self, path: Path, *, best: bool) -> None:
+        try:
             for name in ("latest", "best") if best else ("latest",):
                 link_atomically(self.folder / name, path.name)
-            best_path = (self.folder / "best").resolve()  # of a link that may not be there yet
-            for old in self._paths()[self.keep :]:
-                if old != path and old.resolve() != best_path:
-                    old.unlink()
-        except (UserError, OSError) as error:
-            log.warning("no checkpoint at step %d: %s", values["step"], error)
+        except OSError as error:  # not every file system has links, and nobody goes on from them
+            self._linking = False
+            log.warning("no links in %s to its latest and best: %s", self.folder, error.strerror)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"

@@ -27,7 +27,8 @@ def check(config: Config) -> None:
     at_least("--checkpoint.every_steps", config.checkpoint.every_steps, 0)
     at_least("--checkpoint.every_minutes", config.checkpoint.every_minutes, 0)
     at_least("--checkpoint.keep", config.checkpoint.keep, 1)
-    at_least("--runtime.timeout_seconds", config.runtime.timeout_seconds, 1)
+    within("--runtime.timeout_seconds", config.runtime.timeout_seconds, 1, 10**7)
+    within("--seed", config.seed, -(2**63), 2**63 - 1)
     if config.runtime.threads is not None:
         at_least("--runtime.threads", config.runtime.threads, 1)
     check_together(config)

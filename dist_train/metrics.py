@@ -87,7 +87,7 @@ class Window:
     samples: int = 0
     """Images seen."""
     bad_step: int | None = None
-    """The first step whose loss was not finite."""
+    """The first step whose loss, or gradient where its norm was computed, was not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,20 +164,22 @@ class Progress:
         # What is no sum travels along: each rank's seconds in a place of their own.
         seconds = torch.zeros(world_size, dtype=torch.float64)
         seconds[self._runtime.rank] = self._own_seconds()
-        norm = torch.full((1,), math.nan, device=device, dtype=torch.float64)
-        if steps[-1].gradient_norm is not None:
-            norm[0] = steps[-1].gradient_norm / world_size
-        rows = torch.cat([losses, correct, seconds.to(device), norm])
-        values = self._runtime.sum(rows).tolist()
+        unknown = torch.zeros((), device=device)
+        norms = [unknown if step.gradient_norm is None else step.gradient_norm for step in steps]
+        rows = [losses, correct, torch.stack(norms).double() / world_size, seconds.to(device)]
+        values = self._runtime.sum(torch.cat(rows)).tolist()
         count = len(steps)
         loss_of_steps, correct_of_steps = values[:count], values[count : 2 * count]
-        self._rank_seconds, self._norm = values[2 * count : -1], values[-1]
+        norm_of_steps, self._rank_seconds = values[2 * count : 3 * count], values[3 * count :]
+        self._norm = math.nan if steps[-1].gradient_norm is None else norm_of_steps[-1]
         # Added step by step, so that a window in which a run was resumed has the same sum.
         loss_sum = self._carried.loss_sum
         for value in loss_of_steps:
             loss_sum += value
-        found = zip(self._steps, loss_of_steps, strict=True)
-        bad = [step for step, value in found if not math.isfinite(value)]
+        if self._runtime.precision == "fp16":  # whose scaler leaves out steps of such gradients
+            norm_of_steps = [0.0] * count
+        found = zip(self._steps, loss_of_steps, norm_of_steps, strict=True)
+        bad = [step for step, *values in found if not all(map(math.isfinite, values))]
         return Window(
             loss_sum=loss_sum,
             correct=self._carried.correct + round(sum(correct_of_steps)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
@@ -26,17 +27,34 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: a process of this machine does so, or the directory cannot be written.
     """
-    path, patience = folder / FILE, time.monotonic() + PATIENCE
-    while (owner := read_owner(path)) and is_another_that_lives(owner):
+    own, patience = psutil.Process(), time.monotonic() + PATIENCE
+    me = {"host": socket.gethostname(), "pid": own.pid, "started": own.create_time()}
+    while owner := _take(folder, me):
         if time.monotonic() > patience:  # one that was asked to end may be saving
             raise UserError(
                 f"{folder}: process {owner['pid']} of this machine trains this run; stop it, or "
                 "choose another --name"
             )
         time.sleep(0.1)
-    own = psutil.Process()
-    me = {"host": socket.gethostname(), "pid": own.pid, "started": own.create_time()}
-    write_atomically(path, json.dumps(me).encode())
+
+
+def _take(folder: Path, me: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Notes this process, unless another one that lives is noted: then returns that."""
+    path, lock = folder / FILE, folder / f"{FILE}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=PATIENCE):  # between looking and noting
+            owner = read_owner(path)
+            if owner and is_another_that_lives(owner):
+                return owner
+            write_atomically(path, json.dumps(me).encode())
+            lock.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space, or choose another "
+            "folder"
+        ) from error
+    return None
 
 
 def release(folder: Path) -> None:

@@ -61,10 +61,10 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
 
 
 class NotFinite(Exception):
-    """The loss of a step was no number."""
+    """The loss of a step, or its gradient, was no number."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"the loss of step {step + 1} is not finite")
+        super().__init__(f"the loss of step {step + 1} or its gradient is not finite")
         self.step = step
         """Steps done before it."""
 
@@ -135,22 +135,29 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Trains to the end, evaluates, and leaves the results in the run's directory."""
-        with self.here.heartbeat.beating():
+        every = self.config.checkpoint.every_minutes * 60
+        # Until everything is saved: launchers send a signal again to those who take their time.
+        with watch(self.folder / "STOP", self.here, every) as asked:
             try:
-                self.fit()
-                result = self.result or self.evaluate()
-                return self.finish(result, self.look_again(result))
-            except BaseException:
+                with self.here.heartbeat.beating():
+                    self.fit(asked)
+                    result = self.result or self.evaluate()
+                    summary = self.finish(result, self.look_again(result))
+            except BaseException as error:
                 self.trackers.finish({})
                 self.checkpoints.wait()
+                if isinstance(error, Preempted):
+                    self.here.barrier()  # launchers end the other ranks when the first one leaves
                 raise
+            self.trackers.finish(summary)
+        self.here.say(runs.result_line(self.folder, summary))
+        return summary
 
-    def fit(self) -> None:
+    def fit(self, asked: Requests) -> None:
         """Trains to the last step."""
         if self.config.train.non_finite == "skip" and not self.step:
             self.save(best=False)  # to have somewhere to go back to
-        every = self.config.checkpoint.every_minutes * 60
-        with self.clock.phase("train"), watch(self.folder / "STOP", self.here, every) as asked:
+        with self.clock.phase("train"):
             if self.carried.samples and self.is_logged(self.step):
                 self.progress.restart(self.carried)  # the evaluation here had been interrupted
                 self.after_step(asked)
@@ -164,12 +171,14 @@ class Trainer:
     def train_on(self, asked: Requests) -> None:
         """Trains from the step reached to the last one."""
         self.progress.restart(self.carried)
+        # A loss may be finite where its gradient is not: then the step after it looks guilty.
+        guarded = self.config.train.non_finite == "skip"
         with self.profiler.running(self.step):
             for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
                 if self.step not in self.skipped:
-                    logged = self.is_logged(self.step + 1)
+                    norm = guarded or self.is_logged(self.step + 1)
                     learnt = self.learner.learn(
-                        batch, self.step, self.timed, with_gradient_norm=logged
+                        batch, self.step, self.timed, with_gradient_norm=norm
                     )
                     self.progress.add(self.step, learnt)
                 self.step += 1
@@ -291,8 +300,8 @@ class Trainer:
             raise UserError(
                 f"{self.folder}: {error}"
                 + (f", after {len(self.skipped)} skipped steps" if self.skipped else "")
-                + "; lower --optim.learning_rate, set --optim.gradient_clip, or try "
-                "--train.non_finite skip"
+                + "; lower --optim.learning_rate or set --optim.gradient_clip"
+                + (", or try --train.non_finite skip" if settings.non_finite == "stop" else "")
             )
         state = self.here.on_main(self.checkpoints.load_latest)
         if state is None:
@@ -370,8 +379,6 @@ class Trainer:
             kept = self.learner.judged_model(self.step)
             answers = {"logits": result.logits.half(), "labels": result.labels}
             runs.finish(self.folder, kept.state_dict(), answers, summary)
-        self.trackers.finish(summary)
-        self.here.say(runs.result_line(self.folder, summary))
         return summary
 
 

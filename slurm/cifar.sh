@@ -100,10 +100,14 @@ asked='' step=''
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 export PET_SHUTDOWN_TIMEOUT=$STOP_SECONDS
-# shellcheck disable=SC2016 # each node expands its SLURM_NODEID
+# A folder in /tmp that somebody else made could hold anything.
+# shellcheck disable=SC2016 # each node expands it
+ON_EACH_NODE='cache=$1 && shift && mkdir -p -m 700 "$cache" && [[ -O $cache ]] ||
+    { echo "slurm: $cache on $(hostname) is not ours: set TMPDIR to another folder" >&2; exit 2; }
+exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"'
 srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=60 \
-    bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' launch \
+    bash -c "$ON_EACH_NODE" launch "$cache" \
     --config_file launch/many_nodes.yaml --num_machines "$SLURM_JOB_NUM_NODES" \
     --num_processes $((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE)) \
     --main_process_ip "$master" --main_process_port "$port" dist_train/main.py "${flags[@]}" &

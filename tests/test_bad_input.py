@@ -37,6 +37,8 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ("lenet --data.flip randm", ["--data.flip randm", "random"]),
         ("lenet --runtime.compile perhaps", ["perhaps", "true or false"]),
         ("lenet --data.batch_size 0", ["--data.batch_size 0", "1 or more"]),
+        (f"lenet --seed {10**20}", [f"--seed {10**20}", "expected"]),
+        (f"lenet --runtime.timeout_seconds {10**14}", [f"--runtime.timeout_seconds {10**14}"]),
         ("lenet --data.train_samples 500", ["--data.train_samples 500", "shapes", "cifar10"]),
         (
             "lenet --data.batch_size 500 --model.batch_norm_group 64",

@@ -119,6 +119,29 @@ def test_the_documented_loop_goes_on_after_anything(
     assert_same_end(run_folder, uninterrupted)
 
 
+def test_ranks_leave_together_when_the_checkpoint_takes_its_time(
+    tmp_path: Path, cache: Path
+) -> None:
+    """A launcher ends the other ranks as soon as one has left: rank 0 may still be writing."""
+    (tmp_path / "slow_disk").mkdir()
+    (tmp_path / "slow_disk" / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "fsync = os.fsync\n"
+        "def slow(file):\n"
+        "    if 'checkpoints' in os.readlink(f'/proc/self/fd/{file}'): time.sleep(4)\n"
+        "    fsync(file)\n"
+        "os.fsync = slow\n"
+    )
+    run_folder = tmp_path / "runs" / "run"
+    run_folder.mkdir(parents=True)
+    (run_folder / "STOP").touch()
+    flags = [*LONG, "--data.cache", str(cache), "--name", "run"]
+    path = f"{tmp_path / 'slow_disk'}:{REPOSITORY}"
+    done = torchrun(2, "train", *flags, cwd=tmp_path, PYTHONPATH=path)
+    assert "stopped after step 2" in done.stderr
+    assert (run_folder / "checkpoints" / "step-000000002.pt").exists()
+
+
 def test_all_ranks_stop_at_the_same_step(tmp_path: Path, cache: Path) -> None:
     # The stop file is seen by rank 0 alone; the ranks agree, or one of them would hang.
     flags = [*LONG, "--data.cache", str(cache), "--name", "run"]

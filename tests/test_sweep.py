@@ -154,7 +154,14 @@ def test_a_job_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep.runs[1].folder.mkdir(parents=True)
     (sweep.runs[1].folder / "summary.json").touch()
     said = submit(sweep)
-    path = tmp_path / "mine" / "runs.txt"
+    (path,) = (tmp_path / "mine").glob("runs-*.txt")
     assert said == f"--array=1,3,4 --job-name=mine slurm/sweep.sh {path} group mine"
     for line, run in zip(path.read_text().splitlines(), sweep.runs, strict=True):
         assert options.parse(line.split(), "test")[0] == run.config
+    # Another sweep of that name leaves the file alone that this array may still have to read.
+    before = path.read_bytes()
+    submit(
+        plan([*flags, "--train.max_steps", "9", "--output", str(tmp_path)], seeds=2, sample=None)
+    )
+    assert path.read_bytes() == before
+    assert len(list(path.parent.glob("runs-*.txt"))) == 2

@@ -1,6 +1,7 @@
 """Who has a turn in `bench speed`: our run of a seed, or another program; and what it took."""
 
 import json
+import math
 import shlex
 import subprocess
 import time
@@ -126,7 +127,10 @@ def rivals_clock(line: str) -> tuple[float | None, float] | None:
     """Accuracy, if it says so, and seconds; None if the line is no such JSON object."""
     try:
         said = json.loads(line)
-        return said.get("accuracy"), float(said["seconds"])
+        accuracy, seconds = said.get("accuracy"), float(said["seconds"])
+        if not 0 < seconds < math.inf:
+            return None
+        return None if accuracy is None else float(accuracy), seconds
     except (KeyError, AttributeError, TypeError, ValueError):
         return None
 

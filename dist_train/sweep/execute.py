@@ -1,6 +1,7 @@
 """Runs of a sweep: processes on this machine, or a SLURM job array."""
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -128,8 +129,10 @@ def submit(sweep: Sweep) -> str:
         if any(re.search(r"\s", argument) for argument in run.arguments):
             raise UserError(f"--slurm: {' '.join(run.arguments)}: expected values without spaces")
         lines.append(" ".join(run.arguments))
-    path = sweep.folder / "runs.txt"
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    content = ("\n".join(lines) + "\n").encode()
+    # By its content: an array that waits still reads the file of its own.
+    path = sweep.folder / f"runs-{hashlib.sha256(content).hexdigest()[:8]}.txt"
+    write_atomically(path, content)
     tasks = ",".join(str(n) for n, run in enumerate(sweep.runs, 1) if not run.is_finished)
     command = ("sbatch", f"--array={tasks}", f"--job-name={sweep.folder.name}", SLURM_SCRIPT, path)
     environment = {"WANDB_RUN_GROUP": sweep.folder.name, **os.environ}

@@ -8,8 +8,9 @@ from typing import Any
 
 from dist_train.tracking import Relay, Tracker
 
-# A tracker that is a thousand lines behind will not catch up.
-CAPACITY = 1000
+# A tracker that is so many lines behind will not catch up. While W&B starts, a small network
+# has thousands.
+CAPACITY = 100_000
 FINISH_SECONDS = 60  # the most a finished run waits for it
 STOP_SECONDS = 10  # and one that was asked to stop, and may be killed soon
 

@@ -46,9 +46,7 @@ class TensorBoard(Tracker):
     def _open(self, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second; not paid by others
 
-        self._writer = SummaryWriter(
-            str(self._folder), purge_step=last_step + 1 if last_step else None
-        )
+        self._writer = SummaryWriter(str(self._folder), purge_step=last_step + 1)
         self._file: Any = self._writer.file_writer
         if not last_step:
             text = f"```\n{json.dumps(self._config, indent=2)}\n```"

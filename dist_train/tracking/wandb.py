@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from dist_train.config import TrackingConfig
+from dist_train.errors import UserError
 from dist_train.files import write_atomically
 from dist_train.mistakes import Shares, confusion
 from dist_train.preemption import EXIT_CODE
@@ -87,7 +89,8 @@ class WandB(Tracker):
         if step > self._last_step:
             self._run.log(values | {"train/step": step}, step=step, commit=True)
             self._last_step = step
-            write_atomically(self._noted, str(step).encode())
+            with suppress(UserError):  # a full disk: the next line notes it
+                write_atomically(self._noted, str(step).encode())
 
     def evaluated(self, step: int, probabilities: Shares, labels: Labels) -> None:
         """See Tracker."""

@@ -1,5 +1,6 @@
 """slurm/cifar.sh on a real cluster: jobs end, are stopped, lose nodes, and go on."""
 
+import os
 import re
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_a_wrong_flag_ends_the_job(lab: Lab) -> None:
     assert "did you mean --train.epochs?" in job.log.read_text()
     assert job.field("Restarts") == "0"
     assert not job.run_folder.exists()
+
+
+@pytest.mark.slow
+def test_prepared_data_are_not_taken_from_somebody_else(lab: Lab, tmp_path: Path) -> None:
+    theirs = tmp_path / f"dist_train-{os.getuid()}"
+    theirs.mkdir()
+    try:
+        os.chown(theirs, 12345, -1)
+    except PermissionError:
+        pytest.skip("only root can make a folder somebody else's")
+    job = lab.submit(*TINY, options=N0, name="theirs", TMPDIR=str(tmp_path))
+    job.wait("FAILED")
+    assert f"{theirs} on n0 is not ours" in job.log.read_text()
+    assert not list(theirs.iterdir())
 
 
 @pytest.mark.slow

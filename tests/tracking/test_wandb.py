@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 import wandb
 
 from dist_train.config import TrackingConfig
-from dist_train.tracking import STOPPED, Trackers
+from dist_train.tracking import STOPPED, Tracker, Trackers
 from dist_train.tracking.answers import Subject
 from dist_train.tracking.background import Background
 from dist_train.tracking.wandb import WandB
@@ -164,6 +164,38 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     assert [alert["title"] for alert in of_type(found, "alert")] == [STOPPED]
     assert [x["exit_code"] for x in of_type(found, "exit")] == [75, 0]
     assert of_type(found, "preempting")
+
+
+def test_a_disk_that_is_full_for_a_moment_does_not_end_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = tracker(folder)
+    run.log(line(1))
+    (folder / "wandb-step").unlink()
+    (folder / "wandb-step").mkdir()  # stands for it: nothing can be written there
+    run.log(line(2))
+    (folder / "wandb-step").rmdir()
+    run.log(line(3))
+    run.finish({"test_accuracy": 0.3})
+    assert [r["item"]["train/step"] for r in of_type(records(folder), "history")] == [1, 2, 3]
+    assert (folder / "wandb-step").read_text() == "3"
+
+
+def test_lines_wait_while_a_tracker_starts() -> None:
+    told = []
+
+    class Slow(Tracker):
+        def log(self, metrics: Mapping[str, float]) -> None:
+            told.append(metrics["step"])
+
+    def make() -> Tracker:
+        time.sleep(1)
+        return Slow()
+
+    background = Background("slow", make)
+    for step in range(5000):
+        background.log({"step": step})
+    background.finish({"test_accuracy": 1.0})
+    assert told == list(range(5000))
 
 
 def test_a_run_that_its_sweep_has_stopped_is_not_to_be_started_again(
