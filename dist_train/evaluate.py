@@ -85,7 +85,7 @@ def evaluate(
     return Evaluation(logits, data.labels.cpu()[torch.from_numpy(data.ids)])
 
 
-def look_again(
+def evaluate_with_tta(
     plain: Evaluation,
     model: nn.Module,
     augment: Augment,
@@ -101,14 +101,14 @@ def look_again(
         share: of the images that are looked at again.
     """
     unsure = plain.logits.softmax(1).amax(1).argsort(stable=True)
-    rows = unsure[: looked_at_again(plain.samples, share)].sort().values
+    rows = unsure[: tta_count(plain.samples, share)].sort().values
     again = replace(data, ids=data.ids[rows.numpy()])
     logits = plain.logits.clone()
     logits[rows] = evaluate(model, augment, again, runtime, tta=tta).logits
     return replace(plain, logits=logits)
 
 
-def looked_at_again(samples: int, share: float) -> int:
+def tta_count(samples: int, share: float) -> int:
     """How many images a share of them is."""
     return math.ceil(share * samples)
 
@@ -122,7 +122,7 @@ def batch_shapes(data: EvaluationData, world_size: int, *, share: float) -> list
         share: of the images that are looked at again.
     """
     images, at_once = len(data.ids), data.batch_size * world_size
-    again = looked_at_again(images, share)
+    again = tta_count(images, share)
     counts = {min(at_once, images), images % at_once, again % at_once} - {0}
     return [data.first(count) for count in sorted(counts)]
 

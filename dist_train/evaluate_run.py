@@ -9,7 +9,7 @@ from dist_train import build, runtime
 from dist_train.calibration import BINS, calibrate, plot_reliability
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
-from dist_train.evaluate import evaluate, look_again
+from dist_train.evaluate import evaluate, evaluate_with_tta
 from dist_train.optim.losses import probabilities
 from dist_train.trained import load_trained, wherever
 
@@ -52,7 +52,7 @@ def evaluate_run(
         plain = evaluate(model, augment, test, here)
         tta = "shift" if config.train.tta == "none" else config.train.tta
         share = config.train.tta_share
-        with_tta = look_again(plain, model, augment, test, here, tta=tta, share=share)
+        with_tta = evaluate_with_tta(plain, model, augment, test, here, tta=tta, share=share)
         result = {
             "run": str(folder),
             "samples": plain.samples,

@@ -20,7 +20,7 @@ from dist_train.data.prepare import Prepared
 from dist_train.errors import UserError
 from dist_train.evaluate import Evaluation
 from dist_train.flops import flops_of_sizes
-from dist_train.metrics import Clock, Learnt
+from dist_train.metrics import Clock, StepResult
 from dist_train.models.norm import grouped_norms
 from dist_train.optim.averaging import Averaged
 from dist_train.optim.losses import LOSSES
@@ -84,15 +84,15 @@ class Learner:
         if self.selector is not None:
             self.networks.append(self.selector.step.model)
         self.norms = [norm for network in self.networks for norm in grouped_norms(network)]
-        self.alone = train.local_steps > 1
+        self.local_sgd = train.local_steps > 1
         """Whether ranks train on their own between two meetings."""
-        if self.alone and here.precision == "fp16":
+        if self.local_sgd and here.precision == "fp16":
             raise UserError(
                 f"--train.local_steps {train.local_steps}: with --runtime.precision fp16 ranks "
                 "skip steps of their own and cannot be averaged; choose bf16 or fp32"
             )
         self.optimizers = build.optimizers(
-            config.optim, self.model, here, same_gradients=not self.alone
+            config.optim, self.model, here, same_gradients=not self.local_sgd
         )
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
         averages = train.ema or train.average_tail
@@ -102,7 +102,7 @@ class Learner:
         self.loss_of = LOSSES[train.loss]
         step = Step(self.model, self.augment, here, self.loss_of, train.label_smoothing)
         compression = config.runtime.gradient_compression
-        self.objective = step if self.alone else here.distribute(step, compression)
+        self.objective = step if self.local_sgd else here.distribute(step, compression)
         here.compile(self.objective)
         self.recorder = Recorder() if here.cuda_graphs else None
         if state:
@@ -110,7 +110,7 @@ class Learner:
 
     def learn(
         self, batch: Batch, step: int, around: Around, *, with_gradient_norm: bool = False
-    ) -> Learnt:
+    ) -> StepResult:
         """Forward, backward, update.
 
         Nothing here waits for the device, unless float16 is scaled or a recording has to be made.
@@ -137,10 +137,10 @@ class Learner:
                 batch, size, proxy_learns, around, with_gradient_norm
             )
         if (step + 1) % self.config.train.local_steps == 0:
-            self.meet()
+            self.average_ranks()
         if self.averaged is not None and step >= self.average_from:
             self.averaged.update_parameters(self.model)
-        return Learnt(loss, correct, norm, batch.share, samples, seen=batch.global_size)
+        return StepResult(loss, correct, norm, batch.share, samples, seen=batch.global_size)
 
     def _compute(
         self, batch: Batch, size: int, proxy_learns: bool, around: Around, with_norm: bool
@@ -173,14 +173,14 @@ class Learner:
         loss, correct = (reduce(add, values) for values in zip(*outcomes, strict=True))
         return loss, correct, norm
 
-    def meet(self, *, averages_too: bool = False) -> None:
+    def average_ranks(self, *, averages_too: bool = False) -> None:
         """Gives ranks that train on their own the mean of their weights and momenta.
 
         Args:
             averages_too: also that of their averages of weights, which nothing trains with: only
                 what is judged or kept needs it.
         """
-        if self.alone:
+        if self.local_sgd:
             moments = [tensor for tensor in memory(self.optimizers) if tensor.ndim]
             with torch.no_grad():
                 self.here.average([*self.model.parameters(), *moments])

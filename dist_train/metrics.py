@@ -91,7 +91,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class StepResult:
     """What a step tells of itself."""
 
     loss: Tensor
@@ -130,7 +130,7 @@ class Progress:
         """
         self._carried = carried or Window()
         self._steps: list[int] = []
-        self._learnt: list[Learnt] = []
+        self._results: list[StepResult] = []
         self._before = self._clock.read()
         self._times = StepTimes(self._runtime)
         self._rank_seconds: list[float] = []
@@ -140,19 +140,19 @@ class Progress:
         """Around what a rank computes before it waits for the others: the forward pass."""
         return self._times.forward()
 
-    def add(self, step: int, learnt: Learnt) -> None:
+    def add(self, step: int, result: StepResult) -> None:
         """One step; nothing is computed and nothing waits for the device.
 
         Args:
             step: steps done before it.
         """
         self._steps.append(step)
-        self._learnt.append(learnt)
+        self._results.append(result)
         self._times.step()
 
     def window(self) -> Window:
         """Sums over all ranks, by step: the one wait for the device."""
-        steps = self._learnt
+        steps = self._results
         if not steps:
             return self._carried
         device, world_size = self._runtime.device, self._runtime.world_size
@@ -202,7 +202,7 @@ class Progress:
             return learnt
         now, before = self._clock.read(), self._before
         seconds = now["train"] - before["train"]
-        seen, world_size = sum(step.seen for step in self._learnt), self._runtime.world_size
+        seen, world_size = sum(step.seen for step in self._results), self._runtime.world_size
         rate = seen / seconds
         line = learnt | {
             "perf/images_per_second": rate,

@@ -222,7 +222,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
         refuse_recording(cpu=cpu, precision=precision)
     timeout = timedelta(seconds=settings.timeout_seconds)
     try:
-        join_again("gloo" if cpu else "nccl", timeout)
+        rejoin("gloo" if cpu else "nccl", timeout)
         state = PartialState(cpu=cpu, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -243,7 +243,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
     if state.num_processes > 1:
         # A connection of its own, as another thread will use it.
         store = dist.distributed_c10d._get_default_store().clone()
-    with farewell(state, cpu=cpu):
+    with leaving_group(state, cpu=cpu):
         yield Runtime(
             timeout=timeout,
             heartbeat=Heartbeat(
@@ -262,7 +262,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
 
 
 @contextmanager
-def farewell(state: PartialState, *, cpu: bool) -> Iterator[None]:
+def leaving_group(state: PartialState, *, cpu: bool) -> Iterator[None]:
     """Leaves the process group at the end, also after an error that all ranks know of.
 
     After another error on GPUs the end of the process has to do: NCCL's own farewell would wait for
@@ -282,7 +282,7 @@ def farewell(state: PartialState, *, cpu: bool) -> Iterator[None]:
         PartialState._reset_state()  # or a second run in this process would find it destroyed
 
 
-def join_again(backend: str, timeout: timedelta) -> None:
+def rejoin(backend: str, timeout: timedelta) -> None:
     """Joins the process group under a new name after torchrun has started a node's job again.
 
     torch 2.15 keeps the store of the processes before, with their addresses, and the new ones

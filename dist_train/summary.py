@@ -28,21 +28,16 @@ def describe(trainer: Trainer) -> str:
 
 def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None) -> dict[str, Any]:
     """The fields of summary.json; what was not measured is null."""
-    config, here, split = trainer.config, trainer.here, trainer.evaluation_data.split
+    config, split = trainer.config, trainer.evaluation_data.split
     seconds = trainer.clock.read()
     parameters = trainer.learner.model.parameters()
     return {
         "recipe": config.recipe,
         "dataset": config.data.dataset,
         "model": config.model.target or config.model.name,
-        "world_size": here.world_size,
-        "device": here.device_name(),
-        "precision": here.precision,
-        "compile": here.compile_backend,
-        "loader": trainer.loader,
         "seed": config.seed,
         "epochs": trainer.total_steps / trainer.steps_per_epoch,
-        "steps": trainer.total_steps,
+        **circumstances(trainer),
         **dict.fromkeys(("validation_accuracy", "test_accuracy", "test_accuracy_tta", "test_loss")),
         f"{split}_accuracy": result.accuracy,
         f"{split}_accuracy_tta": with_tta and with_tta.accuracy,
@@ -52,12 +47,25 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
         "images_per_second": trainer.batches.samples(trainer.total_steps) / seconds["train"],
         "parameters": sum(parameter.numel() for parameter in parameters),
         "flops_per_image": trainer.learner.flops,
-        "peak_memory_bytes": here.peak_memory_bytes(),
+        "peak_memory_bytes": trainer.here.peak_memory_bytes(),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "step_seconds": step_seconds(trainer.folder / "profile"),
         "data_wait_fraction": seconds["data_wait"] / seconds["train"],
         "resumed_from_step": trainer.resumed_from,
         "skipped_steps": sorted(trainer.skipped),
+    }
+
+
+def circumstances(trainer: Trainer) -> dict[str, Any]:
+    """What no setting says, but the machine and the software that a run met."""
+    here = trainer.here
+    return {
+        "steps": trainer.total_steps,
+        "loader": trainer.loader,
+        "world_size": here.world_size,
+        "device": here.device_name(),
+        "precision": here.precision,
+        "compile": here.compile_backend,
         "git_commit": runs.git_commit(),
         "versions": runs.versions(),
     }

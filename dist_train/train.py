@@ -12,7 +12,7 @@ from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import Preempted, UserError
-from dist_train.evaluate import Evaluation, batch_shapes, evaluate, look_again
+from dist_train.evaluate import Evaluation, batch_shapes, evaluate, evaluate_with_tta
 from dist_train.learner import Learner
 from dist_train.metrics import Clock, Progress, Window
 from dist_train.optim.losses import probabilities
@@ -20,9 +20,9 @@ from dist_train.preemption import Interrupted, Requests, watch
 from dist_train.profiling import Profiler
 from dist_train.runtime import Runtime
 from dist_train.summary import describe, summarise
-from dist_train.trackers import check_installed, start_trackers
 from dist_train.tracking import STOPPED, Trackers, json_lines
 from dist_train.tracking.console import working
+from dist_train.tracking.start import check_installed, start_trackers
 
 
 def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Trainer:
                 with self.here.heartbeat.beating():
                     self.fit(asked)
                     result = self.result or self.evaluate()
-                    summary = self.finish(result, self.look_again(result))
+                    summary = self.finish(result, self.evaluate_with_tta(result))
             except BaseException as error:
                 self.trackers.finish({})
                 self.checkpoints.wait()
@@ -177,10 +177,10 @@ class Trainer:
             for batch in self.clock.waiting(self.batches.steps(self.step, self.total_steps)):
                 if self.step not in self.skipped:
                     norm = guarded or self.is_logged(self.step + 1)
-                    learnt = self.learner.learn(
+                    result = self.learner.learn(
                         batch, self.step, self.timed, with_gradient_norm=norm
                     )
-                    self.progress.add(self.step, learnt)
+                    self.progress.add(self.step, result)
                 self.step += 1
                 self.here.alive()
                 self.profiler.step(self.step)
@@ -209,7 +209,7 @@ class Trainer:
         save_due = last or decision.save or is_due(self.step, save_steps)
         improved = False
         if eval_due or save_due or stop:
-            self.learner.meet(averages_too=True)
+            self.learner.average_ranks(averages_too=True)
         if log_due or save_due or stop:
             window = self.progress.window()
             self.check_finite(window, weights_too=eval_due or save_due or stop)
@@ -330,14 +330,14 @@ class Trainer:
                 after_batch=after_batch,
             )
 
-    def look_again(self, plain: Evaluation) -> Evaluation | None:
+    def evaluate_with_tta(self, plain: Evaluation) -> Evaluation | None:
         """With test-time augmentation, if that is asked for."""
         tta, share = self.config.train.tta, self.config.train.tta_share
         if tta == "none":
             return None
         with self.clock.phase("evaluate"):
             model, augment = self.learner.judged_model(self.step), self.learner.augment
-            return look_again(
+            return evaluate_with_tta(
                 plain, model, augment, self.evaluation_data, self.here, tta=tta, share=share
             )
 

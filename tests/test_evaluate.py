@@ -13,7 +13,14 @@ from dist_train.config import DataConfig, RuntimeConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batches import EvaluationData
 from dist_train.data.resident import ResidentLoader
-from dist_train.evaluate import Evaluation, batch_shapes, evaluate, look_again, predict, views
+from dist_train.evaluate import (
+    Evaluation,
+    batch_shapes,
+    evaluate,
+    evaluate_with_tta,
+    predict,
+    views,
+)
 
 NOWHERE = Path("not-read")
 
@@ -82,7 +89,7 @@ def test_only_the_least_sure_images_are_looked_at_again(share: float, expected: 
         logits = sure.repeat(10, 1)
         logits[[1, 4, 7]] = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.1], [0.3, 0.0, 0.1]])
         plain = Evaluation(logits, data.labels[2:])
-        again = look_again(plain, Always(), augment, data, here, tta="mirror", share=share)
+        again = evaluate_with_tta(plain, Always(), augment, data, here, tta="mirror", share=share)
         changed = (again.logits[:, 2] == 9).nonzero().flatten().tolist()
         assert changed == expected
         assert torch.equal(again.logits[0], sure) or share == 1

@@ -67,7 +67,7 @@ class Subject:
         ]
 
 
-class Occasions:
+class PictureSchedule:
     """When pictures are due: now and then, and at the end.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 from dist_train.errors import UserError
 from dist_train.mistakes import Shares
 from dist_train.tracking import Tracker
-from dist_train.tracking.answers import Labels, Occasions, Subject
+from dist_train.tracking.answers import Labels, PictureSchedule, Subject
 
 
 def require_installed() -> None:
@@ -40,7 +40,7 @@ class TensorBoard(Tracker):
     ) -> None:
         self._folder = folder / "tensorboard"
         self._config = config
-        self._subject, self._occasions = subject, Occasions(total_steps)
+        self._subject, self._picture_schedule = subject, PictureSchedule(total_steps)
         self._open(resumed_step)
 
     def _open(self, last_step: int) -> None:
@@ -72,7 +72,7 @@ class TensorBoard(Tracker):
     def evaluated(self, step: int, probabilities: Shares, labels: Labels) -> None:
         """See Tracker."""
         self._add(self._subject.curves(probabilities, labels), step)
-        if not self._occasions.due(step):
+        if not self._picture_schedule.due(step):
             return
         worst = self._subject.worst(probabilities, labels)
         if worst:

@@ -17,7 +17,7 @@ from dist_train.files import write_atomically
 from dist_train.mistakes import Shares, confusion
 from dist_train.preemption import EXIT_CODE
 from dist_train.tracking import STOPPED, Tracker
-from dist_train.tracking.answers import Labels, Occasions, Subject, pixels
+from dist_train.tracking.answers import Labels, PictureSchedule, Subject, pixels
 from dist_train.tracking.wandb_setup import start
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class WandB(Tracker):
         log_every: int,
     ) -> None:
         self._folder = folder
-        self._subject, self._occasions = subject, Occasions(total_steps)
+        self._subject, self._picture_schedule = subject, PictureSchedule(total_steps)
         self._artifacts = settings.artifacts
         self._pending: dict[str, Any] = {}
         self._exit_code = 1
@@ -97,7 +97,7 @@ class WandB(Tracker):
         if step <= self._last_step:
             return
         self._pending = dict(self._subject.curves(probabilities, labels))
-        if self._occasions.due(step):
+        if self._picture_schedule.due(step):
             self._pending |= self._pictures(probabilities, labels)
 
     def _pictures(self, probabilities: Shares, labels: Labels) -> dict[str, Any]:

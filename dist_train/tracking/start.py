@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dist_train import runs
 from dist_train.config import TrackingConfig
+from dist_train.summary import circumstances
 from dist_train.tracking import Tracker, Trackers, tensorboard, wandb, wandb_setup
 from dist_train.tracking.answers import Subject
 from dist_train.tracking.background import Background
@@ -60,7 +60,12 @@ def start_trackers(trainer: Trainer) -> Trackers:
             folder,
             settings,
             mode=mode,
-            config=config.as_dict() | facts(trainer),
+            config={
+                **config.as_dict(),
+                **circumstances(trainer),
+                "data_checksum": trainer.prepared.manifest.train.sha256,
+                "slurm": wandb_setup.slurm_job(),
+            },
             total_steps=total_steps,
             subject=subject,
             model=trainer.learner.model,
@@ -68,20 +73,3 @@ def start_trackers(trainer: Trainer) -> Trackers:
         )
         chosen.append(Background("W&B", make_wandb))
     return Trackers(chosen)
-
-
-def facts(trainer: Trainer) -> dict[str, Any]:
-    """What W&B's config says besides the settings."""
-    here = trainer.here
-    return {
-        "steps": trainer.total_steps,
-        "device": here.device_name(),
-        "world_size": here.world_size,
-        "precision": here.precision,
-        "compile": here.compile_backend,
-        "chosen_loader": trainer.loader,
-        "data_checksum": trainer.prepared.manifest.train.sha256,
-        "git_commit": runs.git_commit(),
-        "versions": runs.versions(),
-        "slurm": wandb_setup.slurm_job(),
-    }
