@@ -11,3 +11,12 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The run was asked to stop, and has saved what it needs to go on."""
+
+
+class NotFinite(Exception):
+    """The loss of a step, or its gradient, was no number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss of step {step + 1} or its gradient is not finite")
+        self.step = step
+        """Steps done before it."""

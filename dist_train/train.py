@@ -11,7 +11,7 @@ from dist_train import build, ownership, runs, runtime
 from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
-from dist_train.errors import Preempted, UserError
+from dist_train.errors import NotFinite, Preempted, UserError
 from dist_train.evaluate import Evaluation, batch_shapes, evaluate, evaluate_with_tta
 from dist_train.learner import Learner
 from dist_train.metrics import Clock, Progress, Window
@@ -58,15 +58,6 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
         if dry_run:
             trainer.evaluation_data = trainer.evaluation_data.first(config.data.eval_batch_size)
         return trainer.run()
-
-
-class NotFinite(Exception):
-    """The loss of a step, or its gradient, was no number."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss of step {step + 1} or its gradient is not finite")
-        self.step = step
-        """Steps done before it."""
 
 
 class Trainer:
