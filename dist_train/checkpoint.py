@@ -59,7 +59,7 @@ class Checkpoints:
         self.keep = keep
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-        self._linking = True
+        self._linked = True
         self._best: Path | None = None
         """Of those written by this process."""
 
@@ -90,20 +90,25 @@ class Checkpoints:
             return
         if best:
             self._best = path
-        if self._linking:
-            self._link(path, best=best)
-        best_path = self._best or (self.folder / "best").resolve()  # which may not be there yet
-        for old in self._paths()[self.keep :]:
-            if old != path and old.resolve() != best_path.resolve():
-                old.unlink(missing_ok=True)
+        self._link(path, best=best)
+        try:
+            best_path = (self._best or self.folder / "best").resolve()  # it may not be there yet
+            for old in self._paths()[self.keep :]:
+                if old != path and old.resolve() != best_path:
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("old checkpoints stay: %s", error)
 
     def _link(self, path: Path, *, best: bool) -> None:
+        """For people: nothing goes on from links, and not every file system has them."""
         try:
             for name in ("latest", "best") if best else ("latest",):
                 link_atomically(self.folder / name, path.name)
-        except OSError as error:  # not every file system has links, and nobody goes on from them
-            self._linking = False
-            log.warning("no links in %s to its latest and best: %s", self.folder, error.strerror)
+            self._linked = True
+        except OSError as error:
+            if self._linked:
+                log.warning("no links in %s to latest and best: %s", self.folder, error.strerror)
+            self._linked = False
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"

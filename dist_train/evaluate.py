@@ -94,17 +94,20 @@ def evaluate_with_tta(
     *,
     tta: Views,
     share: float,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """An evaluation of the same images with several views of those it was least sure of.
 
     Args:
         share: of the images that are looked at again.
+        after_batch: see evaluate.
     """
     unsure = plain.logits.softmax(1).amax(1).argsort(stable=True)
     rows = unsure[: tta_count(plain.samples, share)].sort().values
     again = replace(data, ids=data.ids[rows.numpy()])
     logits = plain.logits.clone()
-    logits[rows] = evaluate(model, augment, again, runtime, tta=tta).logits
+    looked = evaluate(model, augment, again, runtime, tta=tta, after_batch=after_batch)
+    logits[rows] = looked.logits
     return replace(plain, logits=logits)
 
 

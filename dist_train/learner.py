@@ -77,7 +77,7 @@ class Learner:
         if config.model.sync_batch_norm:
             self.model = here.synchronize_norms(self.model)
         if state:
-            self.model.load_state_dict(state.model)
+            self._restore_weights(state)
         build.pretrained(config.model, self.model, here, fresh=state is None)
         self.networks = [self.model]
         """What is trained: the model and, if there is one, the proxy that chooses its samples."""
@@ -274,8 +274,19 @@ class Learner:
 
     def load(self, state: TrainState) -> None:
         """Goes back to a checkpoint."""
-        self.model.load_state_dict(state.model)
+        self._restore_weights(state)
         self._restore(state)
+
+    def _restore_weights(self, state: TrainState) -> None:
+        try:
+            self.model.load_state_dict(state.model)
+        except RuntimeError as error:
+            name = self.config.model.target or self.config.model.name
+            raise UserError(
+                f"the checkpoint after step {state.step} is not of this {name} "
+                f"({str(error).splitlines()[-1].strip()}): bring back the code it was trained "
+                "with, or choose another --name"
+            ) from error
 
     def _restore(self, state: TrainState) -> None:
         """Everything but the weights, which come before DDP."""

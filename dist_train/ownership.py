@@ -1,5 +1,6 @@
 """One process at a time writes in a run's directory."""
 
+import errno
 import json
 import os
 import socket
@@ -14,7 +15,9 @@ from filelock import FileLock
 from dist_train.errors import UserError
 from dist_train.files import write_atomically
 
-FILE = ".owner.json"
+FILE, LOCK = ".owner.json", ".owner.lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks say: two processes that start together are not told apart."""
 PATIENCE = 5.0  # seconds
 
 
@@ -40,26 +43,30 @@ def claim(folder: Path) -> None:
 
 def _take(folder: Path, me: Mapping[str, Any]) -> dict[str, Any] | None:
     """Notes this process, unless another one that lives is noted: then returns that."""
-    path, lock = folder / FILE, folder / f"{FILE}.lock"
+    path, lock = folder / FILE, FileLock(folder / LOCK, timeout=PATIENCE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=PATIENCE):  # between looking and noting
-            owner = read_owner(path)
-            if owner and is_another_that_lives(owner):
-                return owner
-            write_atomically(path, json.dumps(me).encode())
-            lock.unlink()
+        lock.acquire()  # between looking and noting
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space, or choose another "
-            "folder"
-        ) from error
+        if error.errno not in NO_LOCKS:
+            raise UserError(
+                f"cannot write {folder / LOCK}: {error.strerror or error}; free some space, or "
+                "choose another folder"
+            ) from error
+    try:
+        owner = read_owner(path)
+        if owner and is_another_that_lives(owner):
+            return owner
+        write_atomically(path, json.dumps(me).encode())
+    finally:
+        lock.release()
     return None
 
 
 def release(folder: Path) -> None:
     """This process does not train there any more."""
-    (folder / FILE).unlink(missing_ok=True)
+    for name in (FILE, LOCK):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_owner(path: Path) -> dict[str, Any] | None:

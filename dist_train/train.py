@@ -132,8 +132,7 @@ class Trainer:
             try:
                 with self.here.heartbeat.beating():
                     self.fit(asked)
-                    result = self.result or self.evaluate()
-                    summary = self.finish(result, self.evaluate_with_tta(result))
+                    summary = self.finish(*self.judge(asked))
             except BaseException as error:
                 self.trackers.finish({})
                 self.checkpoints.wait()
@@ -305,6 +304,18 @@ class Trainer:
 
     # Evaluating, saving, ending
 
+    def judge(self, asked: Requests) -> tuple[Evaluation, Evaluation | None]:
+        """The model at the end, plain and with test-time augmentation, if that is asked for.
+
+        Raises:
+            Preempted: the run was asked to stop meanwhile.
+        """
+        try:
+            result = self.result or self.evaluate(after_batch=asked.interrupt)
+            return result, self.evaluate_with_tta(result, asked.interrupt)
+        except Interrupted:
+            self.stop(Window())
+
     def evaluate(
         self, size: int | None = None, after_batch: Callable[[], None] = lambda: None
     ) -> Evaluation:
@@ -321,15 +332,23 @@ class Trainer:
                 after_batch=after_batch,
             )
 
-    def evaluate_with_tta(self, plain: Evaluation) -> Evaluation | None:
-        """With test-time augmentation, if that is asked for."""
-        tta, share = self.config.train.tta, self.config.train.tta_share
-        if tta == "none":
+    def evaluate_with_tta(
+        self, plain: Evaluation, after_batch: Callable[[], None]
+    ) -> Evaluation | None:
+        """The same with several views of the images that the model is least sure of."""
+        settings = self.config.train
+        if settings.tta == "none":
             return None
         with self.clock.phase("evaluate"):
-            model, augment = self.learner.judged_model(self.step), self.learner.augment
             return evaluate_with_tta(
-                plain, model, augment, self.evaluation_data, self.here, tta=tta, share=share
+                plain,
+                self.learner.judged_model(self.step),
+                self.learner.augment,
+                self.evaluation_data,
+                self.here,
+                tta=settings.tta,
+                share=settings.tta_share,
+                after_batch=after_batch,
             )
 
     def save(self, window: Window | None = None, *, best: bool) -> None:

@@ -47,7 +47,7 @@ stop() {
 # Something already listens there, on this node, which is the one with rank 0.
 taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-newest_checkpoint() { readlink "$run/checkpoints/latest" || true; }
+newest_checkpoint() { find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | tail -n 1; }
 
 requeue() {
     local requeues=${SLURM_RESTART_COUNT:-0}
@@ -100,11 +100,15 @@ asked='' step=''
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 export PET_SHUTDOWN_TIMEOUT=$STOP_SECONDS
+[[ $(setting data.cache) == "$cache" ]] || cache='' # a folder of the user's own
 # A folder in /tmp that somebody else made could hold anything.
 # shellcheck disable=SC2016 # each node expands it
-ON_EACH_NODE='cache=$1 && shift && mkdir -p -m 700 "$cache" && [[ -O $cache ]] ||
-    { echo "slurm: $cache on $(hostname) is not ours: set TMPDIR to another folder" >&2; exit 2; }
-exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"'
+ON_EACH_NODE='
+if [[ $1 ]] && ! { mkdir -p -m 700 "$1" && [[ -O $1 ]]; }; then
+    echo "slurm: $1 on $(hostname) cannot be made or is not ours: set TMPDIR, or --data.cache" >&2
+    exit 2
+fi
+exec accelerate launch --machine_rank "$SLURM_NODEID" "${@:2}"'
 srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=60 \
     bash -c "$ON_EACH_NODE" launch "$cache" \

@@ -125,12 +125,16 @@ def test_ranks_leave_together_when_the_checkpoint_takes_its_time(
     """A launcher ends the other ranks as soon as one has left: rank 0 may still be writing."""
     (tmp_path / "slow_disk").mkdir()
     (tmp_path / "slow_disk" / "sitecustomize.py").write_text(
-        "import os, time\n"
+        "import atexit, os, pathlib, time\n"
         "fsync = os.fsync\n"
         "def slow(file):\n"
         "    if 'checkpoints' in os.readlink(f'/proc/self/fd/{file}'): time.sleep(4)\n"
         "    fsync(file)\n"
         "os.fsync = slow\n"
+        # What the first rank to leave finds: then the launcher ends the others.
+        "saved = pathlib.Path('runs/run/checkpoints/step-000000002.pt')\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    atexit.register(lambda: pathlib.Path('found').write_text(str(saved.exists())))\n"
     )
     run_folder = tmp_path / "runs" / "run"
     run_folder.mkdir(parents=True)
@@ -139,7 +143,36 @@ def test_ranks_leave_together_when_the_checkpoint_takes_its_time(
     path = f"{tmp_path / 'slow_disk'}:{REPOSITORY}"
     done = torchrun(2, "train", *flags, cwd=tmp_path, PYTHONPATH=path)
     assert "stopped after step 2" in done.stderr
-    assert (run_folder / "checkpoints" / "step-000000002.pt").exists()
+    assert (tmp_path / "found").read_text() == "True"
+
+
+def test_test_time_augmentation_at_the_end_is_given_up(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import math, os, time\n"
+        "from torch import nn\n"
+        "class Slow(nn.Flatten):\n"
+        "    def forward(self, x):\n"
+        "        if not self.training: time.sleep(float(os.environ['SECONDS']))\n"
+        "        return super().forward(x)\n"
+        "def build(classes, shape):\n"
+        "    return nn.Sequential(Slow(), nn.Linear(math.prod(shape), classes))\n"
+    )
+    flags = ["cnn2", *SMALL, "--data.cache", str(cache), "--name", "run", "--train.max_steps", "3"]
+    flags += ["--model.target", "slow:build", "--train.eval_every", "0", "--train.tta", "shift"]
+    flags += ["--data.eval_batch_size", "20"]  # five batches of six views
+    monkeypatch.setenv("SECONDS", "0.5")
+    process = start(tmp_path, *flags)
+    run_folder = tmp_path / "runs" / "run"
+    wait_for_steps(run_folder, 1)  # it comes with the plain evaluation
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == EXIT_CODE
+    assert "stopped after step 3" in (tmp_path / "errors").read_text()
+    assert not (run_folder / "summary.json").exists()
+    assert dist_train("train", *flags, cwd=tmp_path, SECONDS="0").returncode == 0
+    assert summary(run_folder)["resumed_from_step"] == [3]
+    assert len(metrics(run_folder)) == 1
 
 
 def test_all_ranks_stop_at_the_same_step(tmp_path: Path, cache: Path) -> None:
