@@ -51,12 +51,13 @@ def draw(panel: "Axes", found: dict[tuple[str, bool], list[dict[str, Any]]]) -> 
         seconds = [run["seconds"] for run in runs]
         accuracies = [run["accuracy"] for run in runs]
         panel.plot(seconds, accuracies, "s" if rival else "o", color=COLOURS[rival])
+        below = rival or name == "quickstart"  # on its left is quickstart_wider
         panel.annotate(
             f"{name}, n = {len(runs)}",
-            (fmean(seconds), min(accuracies)) if rival else (min(seconds), fmean(accuracies)),
-            xytext=(0, -18) if rival else (-8, -4),
+            (fmean(seconds), min(accuracies)) if below else (min(seconds), fmean(accuracies)),
+            xytext=(0, -18) if below else (-8, -4),
             textcoords="offset points",
-            ha="center" if rival else "right",
+            ha="center" if below else "right",
             color=COLOURS[rival],
         )
     panel.set(xscale="log", yscale="logit")  # the last points are the hardest
