@@ -47,7 +47,7 @@ stop() {
 # Something already listens there, on this node, which is the one with rank 0.
 taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-newest_checkpoint() { find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | tail -n 1; }
+newest_checkpoint() { find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | tail -n 1 || true; }
 
 requeue() {
     local requeues=${SLURM_RESTART_COUNT:-0}
