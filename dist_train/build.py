@@ -145,7 +145,10 @@ def evaluation_data(
     held_out = data.validation > 0
     path = prepared.train if held_out else prepared.test
     labels = beton.read_labels(path)
-    everything = np.arange(len(labels), dtype=np.int64)
+    if held_out:
+        _, ids = split(len(labels), data.validation)
+    else:
+        ids = np.arange(len(labels), dtype=np.int64)
     return EvaluationData(
         "validation" if held_out else "test",
         path,
@@ -157,7 +160,7 @@ def evaluation_data(
             threads=data.threads,
         ),
         torch.from_numpy(labels).to(runtime.device),
-        split(len(labels), data.validation)[1] if held_out else everything,
+        ids,
         data.eval_batch_size,
     )
 

@@ -99,7 +99,8 @@ def export(
         raise UserError(f"--out {out}: is a folder, expected a file")
     trained, summary = load_trained(run), runs.read_summary(run)
     if summary is None:
-        raise UserError(f"{run} is not finished: run the same command again")
+        path = run / "summary.json"
+        raise UserError(f"{run} is not finished: expected {path}; run the same command again")
     images = read_test_images(wherever(trained.config, root=root, cache=cache), CHECK_IMAGES)
     content = chosen.write(trained, images[:2])
     difference = largest_difference(Classifier(trained), chosen.read(content), images)

@@ -14,6 +14,7 @@ from dist_train import runtime
 from dist_train.bench import TARGETS
 from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import Measurements, alternate
+from dist_train.bench.turns import rivals_clock
 from dist_train.bench.work import training_flops
 from dist_train.build import image_sizes
 from dist_train.config import Config, DataConfig, ModelConfig, RuntimeConfig, TrainConfig
@@ -148,6 +149,25 @@ def test_a_wrong_command_line(arguments: list[str], expected: str, tmp_path: Pat
     assert done.returncode == 2
     assert expected in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"seconds": 2}', (None, 2.0)),
+        ('{"seconds": "2.5", "accuracy": "0.94"}', (0.94, 2.5)),
+        ('{"seconds": 0, "accuracy": 0.94}', None),
+        ('{"seconds": Infinity}', None),
+        ('{"seconds": NaN}', None),
+        ('{"seconds": 2, "accuracy": "much"}', None),
+        ('{"accuracy": 0.94}', None),
+        ("2", None),
+    ],
+)
+def test_what_a_rival_says_of_itself(
+    line: str, expected: tuple[float | None, float] | None
+) -> None:
+    assert rivals_clock(line) == expected
 
 
 def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> None:

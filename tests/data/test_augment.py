@@ -23,6 +23,7 @@ from dist_train.data.augment import (
     draw,
     resize,
 )
+from dist_train.data.order import AUGMENT, random_bits
 
 SHAPE = (32, 32, 3)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -157,9 +158,16 @@ def test_cutmix_counts_the_pixels_it_pastes() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_mixing_shares_have_the_moments_of_beta(alpha: float) -> None:
-    shares = drawn(DataConfig(cutmix=alpha), range(100_000))[:, MIX].double()
-    assert shares.mean().item() == pytest.approx(0.5, abs=3e-3)
-    assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=2e-2)
+    """Integrated over the random bits that they are the quantiles of: exact, not by chance."""
+    ids = np.arange(100_000)
+    shares = drawn(DataConfig(cutmix=alpha), ids)[:, MIX].double().numpy()
+    order = np.argsort(bits := random_bits(0, 0, ids, AUGMENT + MIX))
+    at = np.concatenate([[0], bits[order] * 2.0**-64, [1]])
+    values = np.concatenate([[0], shares[order], [1]])
+    mean = np.trapezoid(values, at)
+    assert mean == pytest.approx(0.5, abs=1e-6)
+    variance = np.trapezoid((values - mean) ** 2, at)
+    assert variance == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_train.tracking.answers import Subject
 from dist_train.tracking.tensorboard import TensorBoard
-
-pytest.importorskip("tensorboard")
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @pytest.mark.parametrize("resumed_step", [0, 2])
