@@ -17,21 +17,17 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class GlobalMaxPool(nn.Module):
-    """AdaptiveMaxPool2d(1), whose gradient on a GPU is neither compiled nor deterministic.
-
-    Equal values share the gradient.
-    """
+    """AdaptiveMaxPool2d(1), whose gradient on a GPU is neither compiled nor deterministic."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) to (n, C, 1, 1)."""
-        return x.amax((2, 3), keepdim=True)
+        # Channels last, so that its gradient is, too. Not amax: compiled, its gradient looks for
+        # values that equal the largest one, which was rounded to bfloat16 and they were not.
+        return x.permute(0, 2, 3, 1).flatten(1, 2).max(1).values[:, :, None, None]
 
 
 class HalvingMaxPool(nn.MaxPool2d):
-    """MaxPool2d(2); compiled, its gradient keeps the memory format and scatters nothing.
-
-    Equal values in a window share the gradient then, which otherwise goes to the first of them.
-    """
+    """MaxPool2d(2); compiled, its gradient keeps the memory format and scatters nothing."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -46,7 +42,11 @@ class HalvingMaxPool(nn.MaxPool2d):
         rows, columns = height // 2, width // 2
         windows = pixels[:, : 2 * rows, : 2 * columns]
         windows = windows.reshape(samples, rows, 2, columns, 2, channels)
-        return windows.amax((2, 4)).permute(0, 3, 1, 2)
+        corner = torch.arange(4, device=x.device).view(2, 1, 2, 1)
+        largest = windows.detach().permute(0, 1, 3, 5, 2, 4).flatten(4).argmax(4)
+        chosen = largest[:, :, None, :, None] == corner
+        pooled = torch.where(chosen, windows, 0).sum((2, 4), dtype=x.dtype)
+        return pooled.permute(0, 3, 1, 2)
 
 
 class Dropout(nn.Module):
