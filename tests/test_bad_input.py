@@ -69,7 +69,7 @@ def assert_refused(done: CompletedProcess[str], *expected: str) -> None:
         ),
         (
             "cifar10_96 --train.select 0.0005",
-            ["--train.select 0.0005", "keeps 1 of 512", "--model.batch_norm_group 256"],
+            ["--train.select 0.0005", "keeps 1 of 256", "--model.batch_norm_group 128"],
         ),
         (
             "resnet9 --model.sync_batch_norm true --runtime.compile false --train.accumulate 2",
