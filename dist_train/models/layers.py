@@ -27,14 +27,14 @@ class GlobalMaxPool(nn.Module):
 
 
 class HalvingMaxPool(nn.MaxPool2d):
-    """MaxPool2d(2); compiled, its gradient keeps the memory format and scatters nothing."""
+    """MaxPool2d(2); compiled to train, its gradient keeps the memory format, scatters nothing."""
 
     def __init__(self) -> None:
         super().__init__(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) to (n, C, H // 2, W // 2)."""
-        if not torch.compiler.is_compiling():
+        if not (self.training and torch.compiler.is_compiling()):
             return super().forward(x)  # type: ignore[no-any-return]
         # Channels last: the gradient of a part of a tensor is laid out as that tensor's dimensions.
         pixels = x.permute(0, 2, 3, 1)
