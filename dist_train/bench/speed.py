@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--runs", type=int, default=5, help="seeds (%(default)s)")
     parser.add_argument("--target", type=float, help="accuracy to test against, for example 0.94")
     parser.add_argument(
-        "--rival", metavar="CMD", help="a program to time in turn (A B A B); its clock is `seconds`"
+        "--rival", metavar="CMD", help="a program to time in turn (B A B A); its clock is `seconds`"
         " of a JSON object in its last line, with `accuracy`, or else its whole run"
     )  # fmt: skip
     parser.add_argument(
@@ -72,15 +72,17 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
     planned = plan(rest, own.runs)
     folder = planned.folder
-    with redirect_stdout(sys.stderr):  # what runs and libraries print is progress here
+    rival = None if own.rival is None else Rival(own.rival, kept=own.keep_rival)
+    # What runs and libraries print is progress here.
+    with redirect_stdout(sys.stderr), nullcontext() if rival is None else closing(rival):
+        if rival is not None:
+            rival.start()
         if own.parallel > 1:  # in processes of their own, which share out cores and GPUs
             require_finished(planned, run_here(planned, parallel=own.parallel))
         else:
             note("warming up")
             train(planned.runs[0].config, dry_run=True)
-        rival = None if own.rival is None else Rival(own.rival, kept=own.keep_rival)
-        with nullcontext() if rival is None else closing(rival):
-            report = measure(planned, target=own.target, rival=rival)
+        report = measure(planned, target=own.target, rival=rival)
     runs.write_json(folder / "speed.json", report)
     lines = (json.dumps(line) + "\n" for line in [*report["runs"], *report["rival_runs"]])
     write_atomically(folder / "runs.jsonl", "".join(lines).encode())
@@ -107,19 +109,19 @@ def plan(arguments: Sequence[str], seeds: int) -> Sweep:
 
 
 def measure(planned: Sweep, *, target: float | None, rival: Rival | None) -> dict[str, Any]:
-    """The report of these runs, each followed by the rival's."""
+    """The report of these runs, each after one of the rival's."""
     rival_runs: list[Run] = []
     own_runs, steps = [], 0
     first = planned.runs[0]
     for run in planned.runs:
+        if rival is not None:  # first: one that stays may have to get ready still, while we wait
+            place = planned.folder / f"rival{run.config.seed}.json"
+            rival_runs.append(rivals_turn(rival, place))
+            note(f"rival: {rival_runs[-1].said()}")
         summary = train(run.config)
         own_runs.append(of_summary(summary, run.folder))
         steps = summary["steps"]
         note(f"{own_runs[-1].who}: {own_runs[-1].said()}")
-        if rival is not None:
-            place = planned.folder / f"rival{run.config.seed}.json"
-            rival_runs.append(rivals_turn(rival, place))
-            note(f"rival: {rival_runs[-1].said()}")
     over_rivals = ratio(seconds_of(own_runs), seconds_of(rival_runs)) if rival_runs else None
     return {
         "recipe": first.config.recipe,

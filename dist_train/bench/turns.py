@@ -66,6 +66,19 @@ class Rival:
         self._kept = kept
         self._program: subprocess.Popen[str] | None = None
 
+    def start(self) -> None:
+        """Lets a program that stays get ready, compile for example, while we do.
+
+        Raises:
+            UserError: there is no such program.
+        """
+        if self._kept:
+            words, pipe = shlex.split(self.command), subprocess.PIPE
+            try:
+                self._program = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+            except OSError as error:
+                raise UserError(f"--rival {self.command}: {error}") from error
+
     def run(self) -> Run:
         """Has it do a run, and reads its clock.
 
@@ -74,7 +87,7 @@ class Rival:
         """
         start = time.perf_counter()
         try:
-            line = self._next_result() if self._kept else self._last_line()
+            line = self._last_line() if self._program is None else self._next_result(self._program)
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
             raise UserError(f"--rival {self.command}: {error}") from error
         whole = time.perf_counter() - start
@@ -90,17 +103,14 @@ class Rival:
             note("the rival's last line is no JSON object with `seconds`: its whole run counts")
         return last
 
-    def _next_result(self) -> str:
+    @staticmethod
+    def _next_result(program: subprocess.Popen[str]) -> str:
         """Asks the program that stays for a run."""
-        if self._program is None:
-            words, pipe = shlex.split(self.command), subprocess.PIPE
-            self._program = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
-        asked, answers = self._program.stdin, self._program.stdout
-        assert asked is not None
-        assert answers is not None
-        asked.write("\n")
-        asked.flush()
-        for line in answers:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+        for line in program.stdout:
             if rivals_clock(line):
                 return line
         raise ValueError("expected a JSON object with `seconds` for a line of input, and it ended")
@@ -113,7 +123,7 @@ class Rival:
 
 
 def rivals_turn(rival: Rival, place: Path) -> Run:
-    """The rival's run after one of ours; not again if an interrupted measurement goes on."""
+    """The rival's run before one of ours; not again if an interrupted measurement goes on."""
     if place.exists():
         before = runs.read_json(place)
         if before["command"] == rival.command:
@@ -136,6 +146,6 @@ def rivals_clock(line: str) -> tuple[float | None, float] | None:
 
 
 def in_turn(own: Sequence[Run], rivals: Sequence[Run]) -> bool:
-    """Whether each of our runs was followed by the rival's: else the ratio compares other hours."""
-    turns = [run.ended for pair in zip(own, rivals, strict=True) for run in pair]
+    """Whether each of our runs came after the rival's: else the ratio compares other hours."""
+    turns = [run.ended for pair in zip(rivals, own, strict=True) for run in pair]
     return turns == sorted(turns)
