@@ -236,11 +236,14 @@ def test_speed_over_seeds_and_against_a_rival(cache: Path, tmp_path: Path) -> No
         *command[:-1], f"{sys.executable} {stays}", "--keep_rival", "--json", cwd=tmp_path
     )
     assert [run["seconds"] for run in json.loads(kept.stdout)["rival_runs"]] == [1, 2, 3]
-    for ends in ("true", "absent"):
+    for ends in ("true", "absent", "sh -c 'unclosed"):
         silent = dist_train(*command[:-1], ends, "--keep_rival", cwd=tmp_path)
         assert silent.returncode == 2
         assert silent.stderr.splitlines()[-1].startswith(f"dist-train: error: --rival {ends}: ")
 
+    empty = dist_train(*command[:-1], " ", cwd=tmp_path)
+    assert empty.returncode == 2
+    assert empty.stderr.splitlines()[-1].startswith("dist-train: error: --rival ' ': expected")
     none = dist_train(*command[:-2], "--keep_rival", cwd=tmp_path)
     assert none.returncode == 2
     assert none.stderr.splitlines()[-1].startswith("dist-train: error: --keep_rival: ")

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--runs", type=int, default=5, help="seeds (%(default)s)")
     parser.add_argument("--target", type=float, help="accuracy to test against, for example 0.94")
     parser.add_argument(
-        "--rival", metavar="CMD", help="a program to time in turn (B A B A); its clock is `seconds`"
+        "--rival", metavar="CMD", help="a program to time in turn with ours; its clock is `seconds`"
         " of a JSON object in its last line, with `accuracy`, or else its whole run"
     )  # fmt: skip
     parser.add_argument(
@@ -63,6 +63,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if own.target is not None:
         within("--target", own.target, 0, 1)
     require(
+        own.rival is None or own.rival.strip() != "",
+        f"--rival {own.rival!r}: expected a command; name one, or leave this out",
+    )
+    require(
         own.parallel == 1 or own.rival is None,
         f"--parallel {own.parallel} and --rival: a rival is timed alone; leave one of them out",
     )
@@ -75,8 +79,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     rival = None if own.rival is None else Rival(own.rival, kept=own.keep_rival)
     # What runs and libraries print is progress here.
     with redirect_stdout(sys.stderr), nullcontext() if rival is None else closing(rival):
-        if rival is not None:
-            rival.start()
         if own.parallel > 1:  # in processes of their own, which share out cores and GPUs
             require_finished(planned, run_here(planned, parallel=own.parallel))
         else:

@@ -58,26 +58,24 @@ class Rival:
 
     Args:
         command: what starts it.
-        kept: it stays, and does a run for each line that it is given: it need compile only once.
+        kept: it starts now, gets ready (compiles, for example) while we do, stays, and does a run
+            for each line that it is given.
+
+    Raises:
+        UserError: there is no program to keep.
     """
 
     def __init__(self, command: str, *, kept: bool) -> None:
         self.command = command
-        self._kept = kept
         self._program: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        """Lets a program that stays get ready, compile for example, while we do.
-
-        Raises:
-            UserError: there is no such program.
-        """
-        if self._kept:
-            words, pipe = shlex.split(self.command), subprocess.PIPE
+        if kept:
+            pipe = subprocess.PIPE
             try:
-                self._program = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
-            except OSError as error:
-                raise UserError(f"--rival {self.command}: {error}") from error
+                self._program = subprocess.Popen(
+                    shlex.split(command), stdin=pipe, stdout=pipe, text=True
+                )
+            except (OSError, ValueError) as error:
+                raise UserError(f"--rival {command}: {error}") from error
 
     def run(self) -> Run:
         """Has it do a run, and reads its clock.

@@ -21,8 +21,8 @@ class GlobalMaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) to (n, C, 1, 1)."""
-        # Channels last, so that its gradient is, too. Not amax: compiled, its gradient looks for
-        # values that equal the largest one, which was rounded to bfloat16 and they were not.
+        # Channels last, so that its gradient is, too. By place, not by amax, whose gradient goes to
+        # the values that equal the largest: compiled, only one side of that is rounded to bfloat16.
         return x.permute(0, 2, 3, 1).flatten(1, 2).max(1).values[:, :, None, None]
 
 
