@@ -36,7 +36,7 @@ class DataConfig:
     loader: Literal["auto", "stream", "resident"] = "auto"
     """`stream`: FFCV reads the .beton. `resident`: the whole set lives on the device."""
     storage: Storage = "raw"
-    """How `folder` images are stored; JPEG is smaller, and read by `stream` only."""
+    """How images are stored; `jpeg` (quality 95, of colours) is smaller, and read by `stream` only."""
     image_size: int | None = None
     """Side in pixels of prepared `folder` (64 if unset) and `shapes` (32 if unset) images."""
     train_samples: int = 20_000
@@ -66,7 +66,7 @@ class DataConfig:
     crop_mode: Literal["reflect", "zero"] = "reflect"
     """What the padding is filled with."""
     cutout: int = 0
-    """Side in pixels of the square set to the mean colour (DeVries and Taylor, 2017)."""
+    """Side in pixels of the square set to 0 after normalisation (DeVries and Taylor, 2017)."""
     brightness: float = 0.0
     """Multiply each image by a factor from [1 - x, 1 + x]."""
     contrast: float = 0.0

@@ -8,8 +8,7 @@ from dist_train.config import Config, DataConfig, ModelConfig, ModelName, OptimC
 def lenet() -> Config:
     """PyTorch's CIFAR-10 tutorial, to the letter: batch 4, SGD at 0.001, 2 epochs.
 
-    53.1 % (one seed, bf16); 52 s of training while other work was running. docs/records has the
-    tutorial's own program.
+    53.1 % (one seed, bf16; not on record). docs/records has the tutorial's own program.
     """
     return Config(
         data=DataConfig(batch_size=4, normalize="half"),

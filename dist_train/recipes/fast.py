@@ -8,8 +8,8 @@ from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig, Trai
 def quickstart() -> Config:
     """A narrow whitened network with Muon, for minutes on two CPU cores.
 
-    88.5 %, and 89.9 % with test-time augmentation (mean of 5 seeds); 170 s of training, 198 s in
-    all, when the machine was slow (docs/records).
+    88.6 %, and 89.9 % with test-time augmentation (mean of 5 seeds, Intel Xeon with AMX); 170 s
+    of training, 198 s in all (one run, AMD EPYC when it was slow; docs/records).
     """
     return Config(
         data=DataConfig(
@@ -94,8 +94,8 @@ def cifar10_95(batch_size: int = 2048) -> Config:
 def cifar10_96() -> Config:
     """Aims at 96 %: smaller batches for longer, against over-fitting more cut out, sooner whole.
 
-    96.03 % (mean of 5 seeds); 14.7 s (one run) on an H100 with --runtime.cuda_graphs true
-    (docs/records).
+    96.03 % (mean of 5 seeds, four of which chose the settings); 14.7 s (one run) on an H100 with
+    --runtime.cuda_graphs true (docs/records).
     """
     base = cifar10_95(batch_size=1024)
     return replace(

@@ -2,7 +2,8 @@
 
 Both begin from `runs/quickstart`, which `dist-train train quickstart --name quickstart` makes;
 `--model.pretrained` names another run, a file, or torchvision. Gain over training from scratch:
-with 1 % of the labels 44.6 % instead of 27.7 %, none with 10 % or more (docs/studies/transfer.md).
+with 1 % of the labels 44.6 % instead of 27.7 %, none with 10 % or more
+(`quickstart`'s network of 2026-11-21; docs/studies/transfer.md).
 """
 
 from dataclasses import replace
