@@ -36,7 +36,7 @@ class DataConfig:
     loader: Literal["auto", "stream", "resident"] = "auto"
     """`stream`: FFCV reads the .beton. `resident`: the whole set lives on the device."""
     storage: Storage = "raw"
-    """How images are stored; `jpeg` (quality 95, of colours) is smaller, and read by `stream` only."""
+    """How images are stored; `jpeg` (quality 95, in colour) is smaller, read by `stream` only."""
     image_size: int | None = None
     """Side in pixels of prepared `folder` (64 if unset) and `shapes` (32 if unset) images."""
     train_samples: int = 20_000

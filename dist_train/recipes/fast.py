@@ -8,7 +8,7 @@ from dist_train.config import Config, DataConfig, ModelConfig, OptimConfig, Trai
 def quickstart() -> Config:
     """A narrow whitened network with Muon, for minutes on two CPU cores.
 
-    88.6 %, and 89.9 % with test-time augmentation (mean of 5 seeds, Intel Xeon with AMX); 170 s
+    88.55 %, and 89.89 % with test-time augmentation (mean of 5 seeds, Intel Xeon with AMX); 170 s
     of training, 198 s in all (one run, AMD EPYC when it was slow; docs/records).
     """
     return Config(
