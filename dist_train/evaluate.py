@@ -102,13 +102,19 @@ def evaluate_with_tta(
         share: of the images that are looked at again.
         after_batch: see evaluate.
     """
-    unsure = plain.logits.softmax(1).amax(1).argsort(stable=True)
-    rows = unsure[: tta_count(plain.samples, share)].sort().values
+    count = tta_count(plain.samples, share)
+    rows = runtime.on_main(lambda: least_sure(plain.logits, count))  # rounding may decide
     again = replace(data, ids=data.ids[rows.numpy()])
     logits = plain.logits.clone()
     looked = evaluate(model, augment, again, runtime, tta=tta, after_batch=after_batch)
     logits[rows] = looked.logits
     return replace(plain, logits=logits)
+
+
+def least_sure(logits: Tensor, count: int) -> Tensor:
+    """The rows of logits (N, classes) of the lowest highest probability: int64 (count,), rising."""
+    unsure = logits.softmax(1).amax(1).argsort(stable=True)
+    return unsure[:count].sort().values
 
 
 def tta_count(samples: int, share: float) -> int:

@@ -39,7 +39,7 @@ def evaluate_run(
     trained = load_trained(folder)
     config = wherever(trained.config, root=root, cache=cache)
     with runtime.start(config.runtime) as here:
-        prepared = prepare_dataset(config.data)
+        prepared = here.on_each(lambda: prepare_dataset(config.data))
         if prepared.manifest.classes != trained.manifest.classes:
             raise UserError(
                 f"{prepared.folder} has other classes than {folder} was trained on: bring the data "

@@ -26,10 +26,10 @@ from dist_train.optim.averaging import Averaged
 from dist_train.optim.losses import LOSSES
 from dist_train.optim.schedules import reduce_on_plateau
 from dist_train.optim.update import (
-    all_finite,
     learning_rates,
     load,
     memory,
+    not_finite,
     set_learning_rates,
     tensors,
     undone,
@@ -45,7 +45,7 @@ Around = Callable[[str], AbstractContextManager[None]]
 class Learner:
     """Built in the order that is a contract.
 
-    The memory format before the optimizer sees the weights; the weights before DDP copies rank 0's;
+    The memory format before the optimizer sees the weights; the weights before ranks take rank 0's;
     DDP before compile, which cuts its graph where DDP's buckets end; the optimizers' state last,
     when their weights are on the device.
 
@@ -83,6 +83,7 @@ class Learner:
         """What is trained: the model and, if there is one, the proxy that chooses its samples."""
         if self.selector is not None:
             self.networks.append(self.selector.step.model)
+        here.share(tensors(self.networks))  # whitening may differ between kinds of processors
         self.norms = [norm for network in self.networks for norm in grouped_norms(network)]
         self.local_sgd = train.local_steps > 1
         """Whether ranks train on their own between two meetings."""
@@ -203,7 +204,9 @@ class Learner:
         """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
         settings = self.config.optim
         if settings.schedule == "plateau":
-            loss = self.loss_of(result.logits, result.labels, 0.0).mean().item()
+            loss = self.here.on_main(
+                lambda: self.loss_of(result.logits, result.labels, 0.0).mean().item()
+            )
             groups = [group for each in self.optimizers for group in each.param_groups]
             reduce_on_plateau(groups, loss, decay=settings.decay, patience=settings.patience)
 
@@ -212,8 +215,9 @@ class Learner:
         return learning_rates(self.optimizers)
 
     def is_finite(self) -> bool:
-        """Whether all weights, also a proxy's, are finite numbers; waits for the device."""
-        return all_finite(p for network in self.networks for p in network.parameters())
+        """Whether all weights of all ranks, also a proxy's, are finite; waits for the device."""
+        bad = not_finite(p for network in self.networks for p in network.parameters())
+        return self.here.sum(bad).item() == 0
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
         """Compiles a step for image sizes, and records it where that is asked for.

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -46,6 +46,7 @@ class Requests:
         self._save_seconds = save_seconds
         self._saved_at = time.monotonic()
         self._asked = False
+        self._looks_at, self._saw_stop_file = 0.0, False
         self._just_saved = False
         self._vote: tuple[torch.Tensor, dist.Work] | None = None
         # Votes are host memory over gloo: no wait for the device, and none for the network
@@ -59,7 +60,7 @@ class Requests:
 
     def __call__(self) -> Decision:
         """Asked once after each step, by every rank; the answer is the same on all of them."""
-        stop = self._asked or (self._runtime.is_main and self._stop_file.exists())
+        stop = self._asked or self._sees_stop_file()
         save = False
         if self._save_seconds and self._runtime.is_main:
             save = time.monotonic() - self._saved_at >= self._save_seconds
@@ -78,6 +79,14 @@ class Requests:
         assert work is not None
         self._vote = votes, work
         return decided
+
+    def _sees_stop_file(self) -> bool:
+        """Rank 0 looks once a second: on a cluster's file system a look may be a message."""
+        if self._runtime.is_main and time.monotonic() >= self._looks_at:
+            self._looks_at = time.monotonic() + 1
+            with suppress(OSError):  # the file system is away for a moment
+                self._saw_stop_file = self._stop_file.exists()
+        return self._saw_stop_file
 
     def interrupt(self) -> None:
         """Asked after each batch of an evaluation, as often by every rank.

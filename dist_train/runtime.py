@@ -136,13 +136,22 @@ class Runtime:
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Gives all ranks the mean of float tensors, in place and in one message."""
+        self._together(tensors, lambda message: self.sum(message).div_(self.world_size))
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all ranks rank 0's float tensors, in place and in one message."""
+        self._together(tensors, lambda message: dist.broadcast(message, 0))
+
+    def _together(self, tensors: Iterable[Tensor], send: Callable[[Tensor], object]) -> None:
         floats = [tensor for tensor in tensors if tensor.is_floating_point()]
         if self.world_size == 1 or not floats:
             return
-        message = self.sum(torch.cat([tensor.float().flatten() for tensor in floats]))
-        parts = torch.split(message.div_(self.world_size), [tensor.numel() for tensor in floats])
-        for tensor, part in zip(floats, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        message = torch.cat([tensor.detach().float().flatten() for tensor in floats])
+        send(message)
+        parts = torch.split(message, [tensor.numel() for tensor in floats])
+        with torch.no_grad():
+            for tensor, part in zip(floats, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def on_main(self, function: Callable[[], T]) -> T:
         """What the function returns on rank 0, on every rank; its UserError, too."""
@@ -157,6 +166,28 @@ class Runtime:
         if isinstance(outcome[0], UserError):
             raise outcome[0]
         return outcome[0]  # type: ignore[return-value]
+
+    def on_each(self, function: Callable[[], T]) -> T:
+        """What the function returns on this rank; the first rank's UserError, on every rank.
+
+        For what may fail on one node alone: others would wait for a rank that is gone.
+        """
+        outcome: T | UserError
+        try:
+            outcome = function()
+        except UserError as error:
+            outcome = error
+        for failure in self.gather(outcome if isinstance(outcome, UserError) else None):
+            if failure is not None:
+                raise failure
+        return outcome  # type: ignore[return-value]
+
+    def agree(self, what: str, value: Any, remedy: str) -> None:
+        """Raises UserError, on every rank, where ranks do not have the same value."""
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(f"{what}: {values[0]} on rank 0, {other} on rank {rank}; {remedy}")
 
     def say(self, line: str) -> None:
         """Prints on rank 0."""
@@ -174,7 +205,7 @@ class Runtime:
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def synchronize(self) -> None:
         """Waits for the device."""
@@ -244,7 +275,7 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
         # A connection of its own, as another thread will use it.
         store = dist.distributed_c10d._get_default_store().clone()
     with leaving_group(state, cpu=cpu):
-        yield Runtime(
+        runtime = Runtime(
             timeout=timeout,
             heartbeat=Heartbeat(
                 store,
@@ -259,11 +290,15 @@ def start(settings: RuntimeConfig) -> Iterator[Runtime]:
             compile_backend=backend,
             cuda_graphs=settings.cuda_graphs,
         )
+        how = f"{precision}, {'eager' if backend is None else 'compiled'}"
+        remedy = "set --runtime.precision and --runtime.compile to what all of them can do"
+        runtime.agree("processes would compute in different ways", how, remedy)
+        yield runtime
 
 
 @contextmanager
 def leaving_group(state: PartialState, *, cpu: bool) -> Iterator[None]:
-    """Leaves the process group at the end, also after an error that all ranks know of.
+    """Leaves the process group at the end, also after an error that all ranks know of (UserError).
 
     After another error on GPUs the end of the process has to do: NCCL's own farewell would wait for
     kernels and ranks that may never come, and nobody would see the error.

@@ -66,13 +66,19 @@ class Trainer:
     def __init__(self, config: Config, folder: Path, here: Runtime, clock: Clock) -> None:
         self.config, self.folder, self.here, self.clock = config, folder, here, clock
         here.on_main(lambda: check_installed(config.tracking))
-        build.require_ffcv(config.data)
+        here.on_each(lambda: build.require_ffcv(config.data))
         with clock.phase("prepare"):
-            self.prepared = prepare_dataset(config.data)
-            self.loader = build.choose_loader(config.data, self.prepared.manifest, here)
-            self.batches = build.train_batches(config, self.prepared, self.loader, here)
-            self.evaluation_data = build.evaluation_data(
-                config.data, self.prepared, self.loader, here
+            self.prepared = prepared = here.on_each(lambda: prepare_dataset(config.data))
+            train, test = prepared.manifest.train, prepared.manifest.test
+            here.agree(
+                "processes would train on different data",
+                f"checksums {train.sha256[:12]}, {test.sha256[:12]}",
+                "bring the same to all nodes, or share one --data.cache",
+            )
+            self.loader = loader = build.choose_loader(config.data, prepared.manifest, here)
+            self.batches = here.on_each(lambda: build.train_batches(config, prepared, loader, here))
+            self.evaluation_data = here.on_each(
+                lambda: build.evaluation_data(config.data, prepared, loader, here)
             )
         self.steps_per_epoch = self.batches.order.steps_per_epoch
         self.eval_steps = config.train.eval_every * self.steps_per_epoch
@@ -102,6 +108,10 @@ class Trainer:
         if here.compile_backend is not None or here.device.type == "cuda":
             with clock.phase("compile"), working("compiling", visible=here.is_main):
                 self.warm_up()
+        elif here.world_size > 1:
+            # DDP arranges its messages anew after the first; sums over three ranks and more then
+            # round differently, but no longer between a run and its resumption.
+            self.learner.warm_up(next(self.batches.steps(0, 1)), self.sizes[:1])
         # All of it could be built: from now on the folder is this run's.
         here.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
         self.trackers = Trackers([])

@@ -3,7 +3,7 @@
 # Submit it from the repository's folder; sbatch's own options come before the script's name:
 #
 #   sbatch slurm/cifar.sh [RECIPE] [--section.field value ...]
-#   sbatch --nodes=2 --gpus-per-node=8 slurm/cifar.sh resnet18 --name big
+#   sbatch --nodes=2 --gpus-per-node=8 --cpus-per-task=64 slurm/cifar.sh resnet18
 #   sbatch --nodes=2 --gpus-per-node=0 slurm/cifar.sh cnn2
 #
 # docs/slurm.md tells what happens on time limits, preemption, failures and scancel.

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, SMALL, dist_train, metrics, run, summary, torchrun
+from tests.conftest import (
+    REPOSITORY,
+    SMALL,
+    assert_same_weights,
+    dist_train,
+    free_port,
+    metrics,
+    run,
+    summary,
+    torchrun,
+)
 
 # Float sums come in another order on another world size. BatchNorm and max-pooling amplify that
 # from step to step, so its rate is small: what is to be seen is that each step computes the same.
@@ -160,3 +170,46 @@ def test_every_test_image_is_counted_once(processes: int, tmp_path: Path, cache:
     expected = summary(tmp_path / "runs" / "run")
     assert result["test_accuracy"] == expected["test_accuracy"]
     assert result["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+
+
+def test_three_ranks_go_on_to_the_same_bits(tmp_path: Path, cache: Path) -> None:
+    """Two numbers have one sum, of three it depends on the order; DDP changes its own once."""
+    flags = ["cnn3", *SMALL, "--data.cache", str(cache), "--train.max_steps", "6"]
+    whole, parts = tmp_path / "runs" / "whole", tmp_path / "runs" / "parts"
+    assert torchrun(3, "train", *flags, "--name", "whole", cwd=tmp_path).returncode == 0
+    parts.mkdir()
+    (parts / "STOP").touch()
+    torchrun(3, "train", *flags, "--name", "parts", cwd=tmp_path)
+    (parts / "STOP").unlink()
+    assert torchrun(3, "train", *flags, "--name", "parts", cwd=tmp_path).returncode == 0
+    assert summary(parts)["resumed_from_step"] == [2]
+    assert_same_weights(whole, parts)
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "error"),
+    [
+        ("data.train_samples", ("400", "500"), "different data: checksums "),
+        ("runtime.precision", ("fp32", "bf16"), "fp32, eager on rank 0, bf16, eager on rank 1"),
+        ("data.cache", ("cache", "file/cache"), "cannot write"),
+    ],
+)
+def test_what_one_rank_finds_ends_all_in_a_line(
+    flag: str, values: tuple[str, str], error: str, tmp_path: Path
+) -> None:
+    """Nodes may differ: no rank waits for one that gave up, or trains on something else."""
+    (tmp_path / "file").touch()
+    done = run(
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+        *("--master_port", str(free_port()), "--no-python", "bash", "-c"),
+        f'of_rank=({" ".join(values)}); exec "$@" --{flag} "${{of_rank[$RANK]}}"',
+        *("bash", sys.executable, "-m", "dist_train", "train", "cnn2", *SMALL),
+        *("--name", "run", "--train.max_steps", "2", "--runtime.timeout_seconds", "60"),
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("dist-train: error: ") >= 1
+    assert error in done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert "dist_train/train.py" not in done.stderr  # a traceback
+    assert not (tmp_path / "runs" / "run" / "config.json").exists()

@@ -35,6 +35,8 @@ def measure(settings: Settings) -> Measurements:
     device, counts = ("cuda", up_to(gpus)) if gpus > 1 else ("cpu", CPU_RANKS)
     cores = len(os.sched_getaffinity(0))
     precision = resolve_precision("auto", cpu=device == "cpu")
+    if precision == "fp16":
+        precision = "fp32"  # local SGD, which is how all-reduce is left out, has no fp16
     rate = partial(images_per_second, settings=settings, device=device, precision=precision)
 
     seconds = settings.seconds or SECONDS

@@ -97,8 +97,7 @@ def shared_out(compute: Orthogonalize, stacks: Sequence[Tensor]) -> list[Tensor]
     shares = [equal_slices(len(stack), ranks) for stack in stacks]
     rank = dist.get_rank()
     own = compute([stack[share[rank]] for stack, share in zip(stacks, shares, strict=True)])
-    # NCCL takes nothing that is not contiguous.
-    return [gathered(part.contiguous(), share) for part, share in zip(own, shares, strict=True)]
+    return [gathered(part, share) for part, share in zip(own, shares, strict=True)]
 
 
 def equal_slices(length: int, ranks: int) -> list[slice]:
@@ -109,12 +108,13 @@ def equal_slices(length: int, ranks: int) -> list[slice]:
 
 
 def gathered(own: Tensor, slices: Sequence[slice]) -> Tensor:
-    """The whole stack, of which each rank has its slice."""
+    """The whole stack, of which each rank has its slice: bfloat16 numbers, kept as float32."""
     length = slices[-1].stop
     if len(own) == length:  # a single matrix
         return own
-    parts = [torch.empty_like(own) for _ in slices]
-    dist.all_gather(parts, own)
+    message = own.bfloat16().contiguous()  # NCCL takes nothing that is not contiguous
+    parts = [torch.empty_like(message) for _ in slices]
+    dist.all_gather(parts, message)
     whole = own.new_empty(length, *own.shape[1:])
     for place, part in zip(slices, parts, strict=True):
         whole[place] = part

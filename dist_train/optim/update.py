@@ -116,6 +116,6 @@ def memory(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:
     return [value for state in states for value in state.values() if torch.is_tensor(value)]
 
 
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether no element is infinite or not a number; waits for the device."""
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+def not_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """How many tensors have an element that is infinite or not a number: int64 ()."""
+    return torch.stack([~tensor.isfinite().all() for tensor in tensors]).sum()
