@@ -16,7 +16,7 @@ from dist_train.data import beton
 from dist_train.data.augment import Augment
 from dist_train.data.batches import EvaluationData, Loader, TrainBatches
 from dist_train.data.order import Order, some, split
-from dist_train.data.prepare import Manifest, Prepared
+from dist_train.data.prepare import Manifest, Prepared, prepare_dataset
 from dist_train.data.resident import ResidentLoader
 from dist_train.data.streaming import StreamLoader, is_available
 from dist_train.errors import UserError
@@ -49,6 +49,27 @@ def augmentation(data: DataConfig, manifest: Manifest) -> Augment:
         std=manifest.std if dataset else half,
         image_shape=manifest.image_shape,
     )
+
+
+def prepared_data(data: DataConfig, runtime: Runtime) -> Prepared:
+    """The prepared data set, which is the same on all nodes.
+
+    Raises:
+        UserError: it is not, or is not to be had, or FFCV is missing, which it needs.
+    """
+
+    def prepare() -> Prepared:
+        require_ffcv(data)
+        return prepare_dataset(data)
+
+    prepared = runtime.on_each(prepare)
+    train, test = prepared.manifest.train, prepared.manifest.test
+    runtime.agree(
+        "processes have different data",
+        f"checksums {train.sha256[:12]}, {test.sha256[:12]}",
+        "bring the same to all nodes, or share one --data.cache",
+    )
+    return prepared
 
 
 def require_ffcv(data: DataConfig) -> None:

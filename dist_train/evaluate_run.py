@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dist_train import build, runtime
+from dist_train import build
 from dist_train.calibration import BINS, calibrate, plot_reliability
-from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import UserError
 from dist_train.evaluate import evaluate, evaluate_with_tta
 from dist_train.optim.losses import probabilities
+from dist_train.runtime import start_runtime
 from dist_train.trained import load_trained, wherever
 
 
@@ -38,37 +38,37 @@ def evaluate_run(
     """
     trained = load_trained(folder)
     config = wherever(trained.config, root=root, cache=cache)
-    with runtime.start(config.runtime) as here:
-        prepared = here.on_each(lambda: prepare_dataset(config.data))
+    with start_runtime(config.runtime) as runtime:
+        prepared = build.prepared_data(config.data, runtime)
         if prepared.manifest.classes != trained.manifest.classes:
             raise UserError(
                 f"{prepared.folder} has other classes than {folder} was trained on: bring the data "
                 "set back that the run's manifest.json describes"
             )
-        loader = build.choose_loader(config.data, prepared.manifest, here)
+        loader = build.choose_loader(config.data, prepared.manifest, runtime)
         data = replace(config.data, validation=0)  # the test set, whatever it was judged by
-        test = build.evaluation_data(data, prepared, loader, here)
-        model, augment = here.place(trained.model), trained.augment.to(here.device)
-        plain = evaluate(model, augment, test, here)
+        test = build.evaluation_data(data, prepared, loader, runtime)
+        model, augment = runtime.place(trained.model), trained.augment.to(runtime.device)
+        plain = evaluate(model, augment, test, runtime)
         tta = "shift" if config.train.tta == "none" else config.train.tta
         share = config.train.tta_share
-        with_tta = evaluate_with_tta(plain, model, augment, test, here, tta=tta, share=share)
+        with_tta = evaluate_with_tta(plain, model, augment, test, runtime, tta=tta, share=share)
         result = {
             "run": str(folder),
             "samples": plain.samples,
             "test_accuracy": plain.accuracy,
             "test_accuracy_tta": with_tta.accuracy,
             "test_loss": plain.loss,
-            "world_size": here.world_size,
+            "world_size": runtime.world_size,
         }
         if corruptions:
             from dist_train.robustness import corrupted_accuracies  # torchvision takes its time
 
-            result["corruptions"] = corrupted_accuracies(model, augment, test, here)
+            result["corruptions"] = corrupted_accuracies(model, augment, test, runtime)
         if calibration:
             bins = calibrate(probabilities(plain.logits, config.train.loss), plain.labels)
             path = folder / "reliability.png"
-            here.on_main(lambda: plot_reliability(bins, path, folder.name))
+            runtime.on_main(lambda: plot_reliability(bins, path, folder.name))
             result |= {"calibration_error": bins.error, "reliability_plot": str(path)}
         test.loader.close()
         return result

@@ -61,51 +61,51 @@ class Learner:
         self,
         config: Config,
         prepared: Prepared,
-        here: Runtime,
+        runtime: Runtime,
         clock: Clock,
         *,
         sizes: Sequence[int],
         state: TrainState | None,
     ) -> None:
-        self.config, self.here, self.sizes = config, here, sizes
+        self.config, self.runtime, self.sizes = config, runtime, sizes
         train, manifest = config.train, prepared.manifest
-        self.augment = build.augmentation(config.data, manifest).to(here.device)
+        self.augment = build.augmentation(config.data, manifest).to(runtime.device)
         with clock.phase("initialise"):
-            self.model = here.place(build.network(config, prepared, self.augment))
-            self.selector = build.selector(config, prepared, self.augment, here)
+            self.model = runtime.place(build.network(config, prepared, self.augment))
+            self.selector = build.selector(config, prepared, self.augment, runtime)
         self.flops = flops_of_sizes(config, self.model, manifest.image_shape, sizes)
         if config.model.sync_batch_norm:
-            self.model = here.synchronize_norms(self.model)
+            self.model = runtime.synchronize_norms(self.model)
         if state:
             self._restore_weights(state)
-        build.pretrained(config.model, self.model, here, fresh=state is None)
+        build.pretrained(config.model, self.model, runtime, fresh=state is None)
         self.networks = [self.model]
         """What is trained: the model and, if there is one, the proxy that chooses its samples."""
         if self.selector is not None:
             self.networks.append(self.selector.step.model)
-        here.share(tensors(self.networks))  # whitening may differ between kinds of processors
+        runtime.share(tensors(self.networks))  # whitening may differ between kinds of processors
         self.norms = [norm for network in self.networks for norm in grouped_norms(network)]
         self.local_sgd = train.local_steps > 1
         """Whether ranks train on their own between two meetings."""
-        if self.local_sgd and here.precision == "fp16":
+        if self.local_sgd and runtime.precision == "fp16":
             raise UserError(
                 f"--train.local_steps {train.local_steps}: with --runtime.precision fp16 ranks "
                 "skip steps of their own and cannot be averaged; choose bf16 or fp32"
             )
         self.optimizers = build.optimizers(
-            config.optim, self.model, here, same_gradients=not self.local_sgd
+            config.optim, self.model, runtime, same_gradients=not self.local_sgd
         )
-        self.scaler = torch.amp.GradScaler(here.device.type, enabled=here.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         averages = train.ema or train.average_tail
         self.averaged = Averaged(self.model, train.ema) if averages else None
         tail = max(1, round(train.average_tail * len(sizes)))
         self.average_from = len(sizes) - tail if train.average_tail else 0
         self.loss_of = LOSSES[train.loss]
-        step = Step(self.model, self.augment, here, self.loss_of, train.label_smoothing)
+        step = Step(self.model, self.augment, runtime, self.loss_of, train.label_smoothing)
         compression = config.runtime.gradient_compression
-        self.objective = step if self.local_sgd else here.distribute(step, compression)
-        here.compile(self.objective)
-        self.recorder = Recorder() if here.cuda_graphs else None
+        self.objective = step if self.local_sgd else runtime.distribute(step, compression)
+        runtime.compile(self.objective)
+        self.recorder = Recorder() if runtime.cuda_graphs else None
         if state:
             self._restore(state)
 
@@ -156,7 +156,7 @@ class Learner:
         parts = batch.parts(self.config.train.accumulate)
         outcomes = []
         for part in parts:
-            with self.here.summing(self.objective, now=part is parts[-1]):
+            with self.runtime.summing(self.objective, now=part is parts[-1]):
                 with around("forward"):
                     loss, correct = self.objective(part.images, part.labels, part.draws, size)
                     loss = loss * part.share
@@ -184,15 +184,15 @@ class Learner:
         if self.local_sgd:
             moments = [tensor for tensor in memory(self.optimizers) if tensor.ndim]
             with torch.no_grad():
-                self.here.average([*self.model.parameters(), *moments])
+                self.runtime.average([*self.model.parameters(), *moments])
                 if averages_too and self.averaged is not None:
-                    self.here.average(self.averaged.module.parameters())
+                    self.runtime.average(self.averaged.module.parameters())
 
     def average_statistics(self) -> None:
         """Makes BatchNorm's statistics those of all ranks together, before an evaluation."""
-        self.here.average(self.model.buffers())
+        self.runtime.average(self.model.buffers())
         if self.averaged is not None:
-            self.here.average(self.averaged.module.buffers())
+            self.runtime.average(self.averaged.module.buffers())
 
     def judged_model(self, step: int) -> nn.Module:
         """What is judged and kept after so many steps: the model, or the average of its weights."""
@@ -204,7 +204,7 @@ class Learner:
         """Lowers the learning rate when evaluations no longer get better, if that is asked for."""
         settings = self.config.optim
         if settings.schedule == "plateau":
-            loss = self.here.on_main(
+            loss = self.runtime.on_main(
                 lambda: self.loss_of(result.logits, result.labels, 0.0).mean().item()
             )
             groups = [group for each in self.optimizers for group in each.param_groups]
@@ -217,7 +217,7 @@ class Learner:
     def is_finite(self) -> bool:
         """Whether all weights of all ranks, also a proxy's, are finite; waits for the device."""
         bad = not_finite(p for network in self.networks for p in network.parameters())
-        return self.here.sum(bad).item() == 0
+        return self.runtime.sum(bad).item() == 0
 
     def warm_up(self, batch: Batch, sizes: Iterable[int]) -> None:
         """Compiles a step for image sizes, and records it where that is asked for.
@@ -243,7 +243,7 @@ class Learner:
                 "--runtime.cuda_graphs true: a step replaces buffers of the network, where a "
                 "recorded one has to change them in place (copy_, mul_); or leave it out"
             )
-        self.here.synchronize()
+        self.runtime.synchronize()
 
     def _recording(
         self, recorder: Recorder, batch: Batch, size: int, proxy_learns: bool
@@ -271,7 +271,7 @@ class Learner:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "buffers": list(self.here.gather(own)),
+            "buffers": list(self.runtime.gather(own)),
             "averaged": self.averaged.state_dict() if self.averaged is not None else {},
             "proxy": self.selector.state_dict() if self.selector is not None else {},
         }
@@ -301,7 +301,7 @@ class Learner:
         if state.scaler:  # there is none from a run that was not float16 until now
             self.scaler.load_state_dict(state.scaler)
         for name, buffer in self.model.named_buffers():
-            restore_buffer(buffer, [of_rank[name] for of_rank in state.buffers], self.here)
+            restore_buffer(buffer, [of_rank[name] for of_rank in state.buffers], self.runtime)
         if self.averaged is not None:
             self.averaged.load_state_dict(state.averaged)
         if self.selector is not None:
@@ -313,9 +313,9 @@ def unwatched(_: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def restore_buffer(buffer: Tensor, of_ranks: Sequence[Tensor], here: Runtime) -> None:
+def restore_buffer(buffer: Tensor, of_ranks: Sequence[Tensor], runtime: Runtime) -> None:
     """This rank's own; on another number of ranks the mean of all, as evaluation takes it."""
-    if len(of_ranks) == here.world_size or not buffer.is_floating_point():
-        buffer.copy_(of_ranks[min(here.rank, len(of_ranks) - 1)])
+    if len(of_ranks) == runtime.world_size or not buffer.is_floating_point():
+        buffer.copy_(of_ranks[min(runtime.rank, len(of_ranks) - 1)])
     else:
         buffer.copy_(torch.stack(list(of_ranks)).mean(0))

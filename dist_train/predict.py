@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dist_train import runtime
 from dist_train.checks import at_least
 from dist_train.data.images import find_images, parse_colour, read_image
 from dist_train.errors import UserError
 from dist_train.evaluate import predict
 from dist_train.optim.losses import probabilities
-from dist_train.runtime import Runtime
+from dist_train.runtime import Runtime, start_runtime
 from dist_train.trained import Trained, load_trained, wherever
 
 log = logging.getLogger("dist_train")
@@ -62,9 +61,9 @@ def predict_images(
     files = find_images(paths)
     trained = load_trained(run)
     predicted = 0
-    with runtime.start(wherever(trained.config).runtime) as here, ThreadPoolExecutor() as pool:
-        trained.augment.to(here.device)
-        here.place(trained.model)
+    with start_runtime(wherever(trained.config).runtime) as runtime, ThreadPoolExecutor() as pool:
+        trained.augment.to(runtime.device)
+        runtime.place(trained.model)
         for start in range(0, len(files), BATCH_SIZE):
             batch = files[start : start + BATCH_SIZE]
             images = pool.map(lambda path: _read(path, trained, colour), batch)
@@ -75,7 +74,7 @@ def predict_images(
             ]
             predicted += len(readable)
             if readable:
-                yield from _predict_batch(readable, trained, here, top=top, tta=tta)
+                yield from _predict_batch(readable, trained, runtime, top=top, tta=tta)
     if not predicted:
         raise UserError(f"none of {len(files)} image files can be read: see the lines above")
 
@@ -92,13 +91,13 @@ def _read(path: Path, trained: Trained, colour: tuple[int, int, int]) -> NDArray
 def _predict_batch(
     images: Sequence[tuple[Path, NDArray[np.uint8]]],
     trained: Trained,
-    here: Runtime,
+    runtime: Runtime,
     *,
     top: int,
     tta: bool,
 ) -> list[Prediction]:
-    pixels = torch.from_numpy(np.stack([image for _, image in images])).to(here.device)
-    with here.autocast():
+    pixels = torch.from_numpy(np.stack([image for _, image in images])).to(runtime.device)
+    with runtime.autocast():
         logits = predict(trained.model, trained.augment(pixels), tta="shift" if tta else "none")
     classes = trained.manifest.classes
     of_classes = probabilities(logits, trained.config.train.loss)

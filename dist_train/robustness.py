@@ -97,7 +97,7 @@ class CorruptedLoader:
 
 
 def corrupted_accuracies(
-    model: nn.Module, augment: Augment, data: EvaluationData, here: Runtime
+    model: nn.Module, augment: Augment, data: EvaluationData, runtime: Runtime
 ) -> dict[str, list[float]]:
     """Accuracy under each of CORRUPTIONS at each of its strengths, the weakest first."""
     passes = [
@@ -106,8 +106,8 @@ def corrupted_accuracies(
         for strength in strengths
     ]
     found: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
-    silent = None if here.is_main else True  # None: unless there is a terminal
+    silent = None if runtime.is_main else True  # None: unless there is a terminal
     for name, corrupt, strength in tqdm(passes, "corruptions", leave=False, disable=silent):
         corrupted = replace(data, loader=CorruptedLoader(data.loader, corrupt, strength))
-        found[name].append(evaluate(model, augment, corrupted, here).accuracy)
+        found[name].append(evaluate(model, augment, corrupted, runtime).accuracy)
     return found

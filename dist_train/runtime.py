@@ -238,7 +238,7 @@ class Runtime:
 
 
 @contextmanager
-def start(settings: RuntimeConfig) -> Iterator[Runtime]:
+def start_runtime(settings: RuntimeConfig) -> Iterator[Runtime]:
     """Joins the process group that accelerate, torchrun or nobody set up, and leaves it again.
 
     Raises:

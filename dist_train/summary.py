@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 def describe(trainer: Trainer) -> str:
     """What is about to happen, in a line or two."""
-    config, here = trainer.config, trainer.here
+    config, runtime = trainer.config, trainer.runtime
     lines = [
-        f"{trainer.folder}: {config.recipe} on {config.data.dataset} ({trainer.loader} loader), "
-        f"{here.world_size} x {here.device_name()}, {here.precision}, "
-        f"{here.compile_backend or 'eager'}, "
+        f"{trainer.folder}: {config.recipe} on {config.data.dataset} "
+        f"({trainer.loader_kind} loader), {runtime.world_size} x {runtime.device_name()}, "
+        f"{runtime.precision}, {runtime.compile_backend or 'eager'}, "
         f"{trainer.total_steps} steps of {config.data.batch_size} images"
     ]
     if trainer.step:
@@ -47,7 +47,7 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
         "images_per_second": trainer.batches.samples(trainer.total_steps) / seconds["train"],
         "parameters": sum(parameter.numel() for parameter in parameters),
         "flops_per_image": trainer.learner.flops,
-        "peak_memory_bytes": trainer.here.peak_memory_bytes(),
+        "peak_memory_bytes": trainer.runtime.peak_memory_bytes(),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "step_seconds": step_seconds(trainer.folder / "profile"),
         "data_wait_fraction": seconds["data_wait"] / seconds["train"],
@@ -58,14 +58,14 @@ def summarise(trainer: Trainer, result: Evaluation, with_tta: Evaluation | None)
 
 def circumstances(trainer: Trainer) -> dict[str, Any]:
     """What no setting says, but the machine and the software that a run met."""
-    here = trainer.here
+    runtime = trainer.runtime
     return {
         "steps": trainer.total_steps,
-        "loader": trainer.loader,
-        "world_size": here.world_size,
-        "device": here.device_name(),
-        "precision": here.precision,
-        "compile": here.compile_backend,
+        "loader": trainer.loader_kind,
+        "world_size": runtime.world_size,
+        "device": runtime.device_name(),
+        "precision": runtime.precision,
+        "compile": runtime.compile_backend,
         "git_commit": runs.git_commit(),
         "versions": runs.versions(),
     }

@@ -7,10 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dist_train import build, ownership, runs, runtime
+from dist_train import build, ownership, runs
 from dist_train.checkpoint import Checkpoints, TrainState
 from dist_train.config import Config
-from dist_train.data.prepare import prepare_dataset
 from dist_train.errors import NotFinite, Preempted, UserError
 from dist_train.evaluate import Evaluation, batch_shapes, evaluate, evaluate_with_tta
 from dist_train.learner import Learner
@@ -18,7 +17,7 @@ from dist_train.metrics import Clock, Progress, Window
 from dist_train.optim.losses import probabilities
 from dist_train.preemption import Interrupted, Requests, watch
 from dist_train.profiling import Profiler
-from dist_train.runtime import Runtime
+from dist_train.runtime import Runtime, start_runtime
 from dist_train.summary import describe, summarise
 from dist_train.tracking import STOPPED, Trackers, json_lines
 from dist_train.tracking.console import working
@@ -41,20 +40,21 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
         Preempted: a signal or the stop file ended the run early.
     """
     clock = clock or Clock()
-    with runtime.start(config.runtime) as here, ExitStack() as resources:
+    with start_runtime(config.runtime) as runtime, ExitStack() as resources:
         if dry_run:
-            config = runs.as_rehearsal(config, resources.enter_context(runs.scratch_folder(here)))
+            scratch = resources.enter_context(runs.scratch_folder(runtime))
+            config = runs.as_rehearsal(config, scratch)
         output = Path(config.output)
-        name = config.name or here.on_main(lambda: runs.new_name(output, config.recipe))
+        name = config.name or runtime.on_main(lambda: runs.new_name(output, config.recipe))
         config, folder = replace(config, name=name), output / name
-        finished = here.on_main(lambda: runs.open_folder(folder, config))
+        finished = runtime.on_main(lambda: runs.open_folder(folder, config))
         if finished:
-            here.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
-            here.barrier()  # a rank that leaves while others still arrive can take them down
+            runtime.say(f"{runs.result_line(folder, finished)} (finished before; nothing was done)")
+            runtime.barrier()  # a rank that leaves while others still arrive can take them down
             return finished
-        if here.is_main:
+        if runtime.is_main:
             resources.callback(ownership.release, folder)
-        trainer = Trainer(config, folder, here, clock)
+        trainer = Trainer(config, folder, runtime, clock)
         if dry_run:
             trainer.evaluation_data = trainer.evaluation_data.first(config.data.eval_batch_size)
         return trainer.run()
@@ -63,22 +63,17 @@ def train(config: Config, *, dry_run: bool = False, clock: Clock | None = None) 
 class Trainer:
     """One run in its folder: everything it consists of, and where it is."""
 
-    def __init__(self, config: Config, folder: Path, here: Runtime, clock: Clock) -> None:
-        self.config, self.folder, self.here, self.clock = config, folder, here, clock
-        here.on_main(lambda: check_installed(config.tracking))
-        here.on_each(lambda: build.require_ffcv(config.data))
+    def __init__(self, config: Config, folder: Path, runtime: Runtime, clock: Clock) -> None:
+        self.config, self.folder, self.runtime, self.clock = config, folder, runtime, clock
+        runtime.on_main(lambda: check_installed(config.tracking))
         with clock.phase("prepare"):
-            self.prepared = prepared = here.on_each(lambda: prepare_dataset(config.data))
-            train, test = prepared.manifest.train, prepared.manifest.test
-            here.agree(
-                "processes would train on different data",
-                f"checksums {train.sha256[:12]}, {test.sha256[:12]}",
-                "bring the same to all nodes, or share one --data.cache",
+            self.prepared = prepared = build.prepared_data(config.data, runtime)
+            self.loader_kind = kind = build.choose_loader(config.data, prepared.manifest, runtime)
+            self.batches = runtime.on_each(
+                lambda: build.train_batches(config, prepared, kind, runtime)
             )
-            self.loader = loader = build.choose_loader(config.data, prepared.manifest, here)
-            self.batches = here.on_each(lambda: build.train_batches(config, prepared, loader, here))
-            self.evaluation_data = here.on_each(
-                lambda: build.evaluation_data(config.data, prepared, loader, here)
+            self.evaluation_data = runtime.on_each(
+                lambda: build.evaluation_data(config.data, prepared, kind, runtime)
             )
         self.steps_per_epoch = self.batches.order.steps_per_epoch
         self.eval_steps = config.train.eval_every * self.steps_per_epoch
@@ -88,15 +83,15 @@ class Trainer:
         self.sizes = build.image_sizes(config.data, full_size, self.total_steps)
 
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-        state = here.on_main(self.checkpoints.load_latest)
+        state = runtime.on_main(self.checkpoints.load_latest)
         if state:
             runs.check_data(folder, state.data_checksum, self.prepared)
-        self.learner = Learner(config, self.prepared, here, clock, sizes=self.sizes, state=state)
+        self.learner = Learner(config, self.prepared, runtime, clock, sizes=self.sizes, state=state)
         # Operations an image are known ahead where all are learnt from, at one size.
         known = not config.data.resolutions and config.train.select == 1
         flops = self.learner.flops if known else None
-        self.progress, self.carried = Progress(here, clock, flops), Window()
-        self.profiler = Profiler(config.train.profile, folder / "profile", here, clock)
+        self.progress, self.carried = Progress(runtime, clock, flops), Window()
+        self.profiler = Profiler(config.train.profile, folder / "profile", runtime, clock)
         self.step, self.best_accuracy = 0, 0.0
         self.skipped, self.resumed_from = set[int](), list[int]()
         self.result: Evaluation | None = None
@@ -105,17 +100,17 @@ class Trainer:
             self.restore(state)
             self.resumed_from = [*state.resumed_from, self.step]
             clock.resume(state.seconds)
-        if here.compile_backend is not None or here.device.type == "cuda":
-            with clock.phase("compile"), working("compiling", visible=here.is_main):
+        if runtime.compile_backend is not None or runtime.device.type == "cuda":
+            with clock.phase("compile"), working("compiling", visible=runtime.is_main):
                 self.warm_up()
-        elif here.world_size > 1:
+        elif runtime.world_size > 1:
             # DDP arranges its messages anew after the first; sums over three ranks and more then
             # round differently, but no longer between a run and its resumption.
             self.learner.warm_up(next(self.batches.steps(0, 1)), self.sizes[:1])
         # All of it could be built: from now on the folder is this run's.
-        here.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
+        runtime.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
         self.trackers = Trackers([])
-        if here.is_main:
+        if runtime.is_main:
             print(describe(self), flush=True)
             self.trackers = start_trackers(self)
 
@@ -128,9 +123,9 @@ class Trainer:
             self.learner.warm_up(batch, set(self.sizes[self.step :]))
         share = self.config.train.tta_share
         on_the_way = sorted(set(self.sizes[self.step : -1])) if self.eval_steps else []
-        for some in batch_shapes(self.evaluation_data, self.here.world_size, share=share):
+        for some in batch_shapes(self.evaluation_data, self.runtime.world_size, share=share):
             for size in (*on_the_way, None):
-                evaluate(self.learner.model, self.learner.augment, some, self.here, size=size)
+                evaluate(self.learner.model, self.learner.augment, some, self.runtime, size=size)
 
     # The loop
 
@@ -138,19 +133,19 @@ class Trainer:
         """Trains to the end, evaluates, and leaves the results in the run's directory."""
         every = self.config.checkpoint.every_minutes * 60
         # Until everything is saved: launchers send a signal again to those who take their time.
-        with watch(self.folder / "STOP", self.here, every) as asked:
+        with watch(self.folder / "STOP", self.runtime, every) as asked:
             try:
-                with self.here.heartbeat.beating():
+                with self.runtime.heartbeat.beating():
                     self.fit(asked)
                     summary = self.finish(*self.judge(asked))
             except BaseException as error:
                 self.trackers.finish({})
                 self.checkpoints.wait()
                 if isinstance(error, Preempted):
-                    self.here.barrier()  # launchers end the other ranks when the first one leaves
+                    self.runtime.barrier()  # a launcher ends all when the first one leaves
                 raise
             self.trackers.finish(summary)
-        self.here.say(runs.result_line(self.folder, summary))
+        self.runtime.say(runs.result_line(self.folder, summary))
         return summary
 
     def fit(self, asked: Requests) -> None:
@@ -182,7 +177,7 @@ class Trainer:
                     )
                     self.progress.add(self.step, result)
                 self.step += 1
-                self.here.alive()
+                self.runtime.alive()
                 self.profiler.step(self.step)
                 self.after_step(asked)
 
@@ -303,14 +298,14 @@ class Trainer:
                 + "; lower --optim.learning_rate or set --optim.gradient_clip"
                 + (", or try --train.non_finite skip" if settings.non_finite == "stop" else "")
             )
-        state = self.here.on_main(self.checkpoints.load_latest)
+        state = self.runtime.on_main(self.checkpoints.load_latest)
         if state is None:
             raise UserError(f"{self.folder}: {error}, and there is no checkpoint to go back to")
         self.learner.load(state)
         self.restore(state)
         self.skipped.add(error.step)
         self.trackers.rewind(self.step)
-        self.here.say(f"{error}: back to step {self.step}, to go on without that one")
+        self.runtime.say(f"{error}: back to step {self.step}, to go on without that one")
 
     # Evaluating, saving, ending
 
@@ -330,14 +325,14 @@ class Trainer:
         self, size: int | None = None, after_batch: Callable[[], None] = lambda: None
     ) -> Evaluation:
         """The model, or the average of its weights, on the images a run is judged by."""
-        self.here.synchronize()  # what is still queued is training
+        self.runtime.synchronize()  # what is still queued is training
         with self.clock.phase("evaluate"):
             self.learner.average_statistics()
             return evaluate(
                 self.learner.judged_model(self.step),
                 self.learner.augment,
                 self.evaluation_data,
-                self.here,
+                self.runtime,
                 size=size,
                 after_batch=after_batch,
             )
@@ -355,7 +350,7 @@ class Trainer:
                 self.learner.judged_model(self.step),
                 self.learner.augment,
                 self.evaluation_data,
-                self.here,
+                self.runtime,
                 tta=settings.tta,
                 share=settings.tta_share,
                 after_batch=after_batch,
@@ -365,7 +360,7 @@ class Trainer:
         """A checkpoint, written while training goes on."""
         with self.clock.phase("checkpoint"):
             learnt = self.learner.state()
-            if not self.here.is_main:
+            if not self.runtime.is_main:
                 return
             path = self.checkpoints.save(
                 TrainState(
@@ -395,7 +390,7 @@ class Trainer:
         self.evaluation_data.loader.close()
         summary = summarise(self, result, with_tta)
         self.checkpoints.wait()
-        if self.here.is_main:
+        if self.runtime.is_main:
             kept = self.learner.judged_model(self.step)
             answers = {"logits": result.logits.half(), "labels": result.labels}
             runs.finish(self.folder, kept.state_dict(), answers, summary)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dist_train import runtime
 from dist_train.bench import TARGETS
 from dist_train.bench.intervals import p_value, ratio, spread
 from dist_train.bench.timing import Measurements, alternate
@@ -20,6 +19,7 @@ from dist_train.build import image_sizes
 from dist_train.config import Config, DataConfig, ModelConfig, RuntimeConfig, TrainConfig
 from dist_train.data.prepare import prepare_dataset
 from dist_train.data.streaming import is_available
+from dist_train.runtime import start_runtime
 from tests.conftest import SMALL, dist_train, real_data, summary
 
 RATIOS = {
@@ -84,10 +84,10 @@ def test_we_and_ffcv_deliver_batches(cache: Path) -> None:
 
     data = DataConfig(dataset="shapes", train_samples=1100, cache=str(cache))
     settings = RuntimeConfig(device="cpu", threads=1)
-    with runtime.start(settings) as here, ExitStack() as resources:
+    with start_runtime(settings) as runtime, ExitStack() as resources:
         prepared = prepare_dataset(data)
-        contestants = decoders(data, prepared, here, resources)
-        contestants |= augmenters(data, prepared, here, resources)
+        contestants = decoders(data, prepared, runtime, resources)
+        contestants |= augmenters(data, prepared, runtime, resources)
         for name in ("stream", "ffcv_raw", "stream_crop_flip_eager", "stream_augmented_eager"):
             what, rate = contestants[name]
             assert what

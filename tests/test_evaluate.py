@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_train import runtime
 from dist_train.config import DataConfig, RuntimeConfig
 from dist_train.data.augment import Augment
 from dist_train.data.batches import EvaluationData
@@ -21,6 +20,7 @@ from dist_train.evaluate import (
     predict,
     views,
 )
+from dist_train.runtime import start_runtime
 
 NOWHERE = Path("not-read")
 
@@ -76,11 +76,11 @@ class Always(nn.Module):
 def test_only_the_least_sure_images_are_looked_at_again(share: float, expected: list[int]) -> None:
     images = np.zeros((12, 6, 6, 3), np.uint8)
     augment = Augment(DataConfig(), mean=(0.5,) * 3, std=(0.5,) * 3, image_shape=(6, 6, 3))
-    with runtime.start(RuntimeConfig(device="cpu", precision="fp32")) as here:
+    with start_runtime(RuntimeConfig(device="cpu", precision="fp32")) as runtime:
         data = EvaluationData(
             "test",
             NOWHERE,
-            ResidentLoader(images, batch_size=4, device=here.device),
+            ResidentLoader(images, batch_size=4, device=runtime.device),
             torch.zeros(12, dtype=torch.int64),
             np.arange(2, 12),  # ten of the twelve
             4,
@@ -89,11 +89,13 @@ def test_only_the_least_sure_images_are_looked_at_again(share: float, expected: 
         logits = sure.repeat(10, 1)
         logits[[1, 4, 7]] = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.1, 0.1], [0.3, 0.0, 0.1]])
         plain = Evaluation(logits, data.labels[2:])
-        again = evaluate_with_tta(plain, Always(), augment, data, here, tta="mirror", share=share)
+        again = evaluate_with_tta(
+            plain, Always(), augment, data, runtime, tta="mirror", share=share
+        )
         changed = (again.logits[:, 2] == 9).nonzero().flatten().tolist()
         assert changed == expected
         assert torch.equal(again.logits[0], sure) or share == 1
-        whole = evaluate(Always(), augment, data, here, tta="mirror")
+        whole = evaluate(Always(), augment, data, runtime, tta="mirror")
         assert whole.samples == 10
         assert whole.accuracy == 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_train import build, runtime
+from dist_train import build
 from dist_train.bench.rivals import (
     BATCH_SIZE,
     CUTOUT,
@@ -34,7 +34,7 @@ from dist_train.data import beton
 from dist_train.data.batches import TrainBatches
 from dist_train.data.order import Order
 from dist_train.data.prepare import Prepared, prepare_dataset
-from dist_train.runtime import Runtime
+from dist_train.runtime import Runtime, start_runtime
 
 SECONDS, REPEATS = 0.4, 3
 
@@ -51,17 +51,17 @@ def measure(settings: Settings) -> Measurements:
     found = Measurements()
     seconds, repeats = settings.seconds or SECONDS, settings.repeats or REPEATS
     data = replace(settings.data, batch_size=BATCH_SIZE)
-    with runtime.start(RuntimeConfig()) as here, ExitStack() as resources:
+    with start_runtime(RuntimeConfig()) as runtime, ExitStack() as resources:
         prepared = prepare_dataset(data)
-        ffcv_augmented = first_batches(found, prepared, here, repeats)
+        ffcv_augmented = first_batches(found, prepared, runtime, repeats)
         contestants = {
-            **decoders(data, prepared, here, resources),
-            **augmenters(data, prepared, here, resources),
+            **decoders(data, prepared, runtime, resources),
+            **augmenters(data, prepared, runtime, resources),
             "ffcv_augmented": (
                 f"normalised float32 NCHW: flip, translate, cutout; {cores()} workers",
-                ffcv_rate(ffcv_augmented, here),
+                ffcv_rate(ffcv_augmented, runtime),
             ),
-            **torchvision_loaders(data.root, prepared.manifest, here, resources),
+            **torchvision_loaders(data.root, prepared.manifest, runtime, resources),
         }
         for name, (_, rate) in contestants.items():
             note(f"warming up {name}")
@@ -95,14 +95,14 @@ def measure(settings: Settings) -> Measurements:
 # The first batch
 
 
-def first_batches(found: Measurements, prepared: Prepared, here: Runtime, repeats: int) -> Any:
+def first_batches(found: Measurements, prepared: Prepared, runtime: Runtime, repeats: int) -> Any:
     """Adds the seconds until a first batch; returns FFCV's loader, which took the longer."""
     samples = prepared.manifest.train.samples
     seconds = []
     for _ in range(repeats):
         with ProcessPoolExecutor(1, FRESH) as process:
             seconds.append(
-                process.submit(first_stream_batch, prepared.train, samples, here.device).result()
+                process.submit(first_stream_batch, prepared.train, samples, runtime.device).result()
             )
         note(f"stream: first batch after {seconds[-1]:.2f} s")
     name = "seconds_first_batch_stream"
@@ -111,10 +111,12 @@ def first_batches(found: Measurements, prepared: Prepared, here: Runtime, repeat
 
     # Once is enough for what takes ten seconds; nothing of FFCV is compiled in this process yet.
     start = time.perf_counter()
-    loader = ffcv_loader(prepared.train, augmented_pipeline(prepared.manifest, here), cores(), here)
+    loader = ffcv_loader(
+        prepared.train, augmented_pipeline(prepared.manifest, runtime), cores(), runtime
+    )
     batches = iter(loader)
     next(batches)
-    here.synchronize()
+    runtime.synchronize()
     first = time.perf_counter() - start
     note(f"FFCV with its augmentation: first batch after {first:.2f} s")
     for _ in batches:  # FFCV leaks the thread of an epoch that is left
@@ -143,31 +145,31 @@ def first_stream_batch(path: Path, samples: int, device: torch.device) -> float:
 
 
 def decoders(
-    data: DataConfig, prepared: Prepared, here: Runtime, resources: ExitStack
+    data: DataConfig, prepared: Prepared, runtime: Runtime, resources: ExitStack
 ) -> dict[str, tuple[str, Rate]]:
     """Bytes and labels, from us and from FFCV with as many threads."""
     contestants = {}
     for suffix, threads in {"": data.threads, "_all_cores": cores()}.items():
-        ours = stream_rate(replace(data, threads=threads), prepared, here, resources)
-        theirs = ffcv_loader(prepared.train, raw_pipeline(here), threads, here)
+        ours = stream_rate(replace(data, threads=threads), prepared, runtime, resources)
+        theirs = ffcv_loader(prepared.train, raw_pipeline(runtime), threads, runtime)
         contestants["stream" + suffix] = (
             f"uint8, labels, draws; decoding threads: {threads}",
             ours,
         )
         contestants["ffcv_raw" + suffix] = (
             f"uint8, labels; num_workers={threads}",
-            ffcv_rate(theirs, here),
+            ffcv_rate(theirs, runtime),
         )
     return contestants
 
 
 def augmenters(
-    data: DataConfig, prepared: Prepared, here: Runtime, resources: ExitStack
+    data: DataConfig, prepared: Prepared, runtime: Runtime, resources: ExitStack
 ) -> dict[str, tuple[str, Rate]]:
     """Our batches, ready for the model; eager and, where there is a compiler, compiled."""
     crop_flip = replace(data, flip="random", crop_padding=PADDING)
-    backends = {"eager": None, "compiled": here.compile_backend or "inductor"}
-    if here.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+    backends = {"eager": None, "compiled": runtime.compile_backend or "inductor"}
+    if runtime.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         note("no C++ compiler: compiled augmentation is left out")
         del backends["compiled"]
     contestants = {}
@@ -175,7 +177,7 @@ def augmenters(
         rate = partial(
             stream_rate,
             prepared=prepared,
-            here=here,
+            runtime=runtime,
             resources=resources,
             augmented=True,
             backend=backend,
@@ -190,7 +192,7 @@ def augmenters(
 def stream_rate(
     data: DataConfig,
     prepared: Prepared,
-    here: Runtime,
+    runtime: Runtime,
     resources: ExitStack,
     *,
     augmented: bool = False,
@@ -202,20 +204,20 @@ def stream_rate(
         "stream",
         prepared.train,
         batch_size=BATCH_SIZE,
-        device=here.device,
+        device=runtime.device,
         threads=data.threads,
     )
     resources.callback(loader.close)
     batches = TrainBatches(
         loader=loader,
-        labels=torch.from_numpy(labels).to(here.device),
+        labels=torch.from_numpy(labels).to(runtime.device),
         order=Order(np.arange(len(labels)), BATCH_SIZE, seed=0),
         settings=data,
         image_size=prepared.manifest.image_shape[:2],
         rank=0,
         world_size=1,
     )
-    augment = build.augmentation(data, prepared.manifest).to(here.device)
+    augment = build.augmentation(data, prepared.manifest).to(runtime.device)
     if backend is not None:
         augment.compile(backend=backend, dynamic=False)
     endless = batches.steps(0, 10**9)
@@ -228,7 +230,7 @@ def stream_rate(
             images += len(batch.images)
             if time.perf_counter() - start >= seconds:
                 break
-        here.synchronize()
+        runtime.synchronize()
         return images / (time.perf_counter() - start)
 
     return rate

@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn import functional as F
 
-from dist_train import build, runtime
+from dist_train import build
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.config import Config, TrackingConfig
 from dist_train.data import beton
 from dist_train.data.prepare import prepare_dataset
 from dist_train.recipes import RECIPES
+from dist_train.runtime import start_runtime
 from dist_train.train import train
 
 SECONDS, REPEATS = 4.0, 5
@@ -83,21 +84,21 @@ def loop_seconds(config: Config, steps: int) -> float:
 
 def bare_seconds(config: Config, steps: int) -> float:
     """The same model, optimizer, precision, threads and compiler; no augmentation, no metrics."""
-    with runtime.start(config.runtime) as here:
+    with start_runtime(config.runtime) as runtime:
         prepared = prepare_dataset(config.data)
         augment = build.augmentation(config.data, prepared.manifest)
-        model = here.place(build.network(config, prepared, augment))
-        optimizers = build.optimizers(config.optim, model, here)
+        model = runtime.place(build.network(config, prepared, augment))
+        optimizers = build.optimizers(config.optim, model, runtime)
         images = beton.read_some(prepared.train, slice(READY_BATCHES * BATCH_SIZE))
         labels = beton.read_labels(prepared.train)[: len(images)]
-        ready = augment(torch.from_numpy(images)).to(here.device)
-        targets = torch.from_numpy(labels).to(here.device)
+        ready = augment(torch.from_numpy(images)).to(runtime.device)
+        targets = torch.from_numpy(labels).to(runtime.device)
         slices = [slice(i, i + BATCH_SIZE) for i in range(0, len(ready), BATCH_SIZE)]
         endless = cycle([(ready[part], targets[part]) for part in slices])
 
         def train_for(steps: int) -> None:
             for x, y in islice(endless, steps):
-                with here.autocast():
+                with runtime.autocast():
                     logits = model(x)
                 loss = F.cross_entropy(
                     logits.float(), y, label_smoothing=config.train.label_smoothing
@@ -107,11 +108,11 @@ def bare_seconds(config: Config, steps: int) -> float:
                     optimizer.step()
                     optimizer.zero_grad()
 
-        here.compile(model)
-        if here.compile_backend is not None:  # the real loop's compilation has its own clock, too
+        runtime.compile(model)
+        if runtime.compile_backend is not None:  # that of the real loop has its own clock, too
             train_for(READY_BATCHES)
-        here.synchronize()
+        runtime.synchronize()
         start = time.perf_counter()
         train_for(steps)
-        here.synchronize()
+        runtime.synchronize()
         return time.perf_counter() - start

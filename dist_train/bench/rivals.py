@@ -53,12 +53,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def raw_pipeline(here: Runtime) -> list[Any]:
+def raw_pipeline(runtime: Runtime) -> list[Any]:
     """FFCV's decoder alone."""
-    return [SimpleRGBImageDecoder(), ToTensor(), *to_device(here)]
+    return [SimpleRGBImageDecoder(), ToTensor(), *to_device(runtime)]
 
 
-def augmented_pipeline(manifest: Manifest, here: Runtime) -> list[Any]:
+def augmented_pipeline(manifest: Manifest, runtime: Runtime) -> list[Any]:
     """FFCV's CIFAR-10 example, with the sizes that ours has and in float32."""
     mean, std = ([255 * value for value in values] for values in (manifest.mean, manifest.std))
     fill = tuple(round(value) for value in mean)
@@ -68,19 +68,19 @@ def augmented_pipeline(manifest: Manifest, here: Runtime) -> list[Any]:
         RandomTranslate(padding=PADDING, fill=fill),
         Cutout(CUTOUT, fill),
         ToTensor(),
-        *to_device(here),
+        *to_device(runtime),
         ToTorchImage(),
         Convert(torch.float32),
         v2.Normalize(mean, std),
     ]
 
 
-def to_device(here: Runtime) -> list[Any]:
+def to_device(runtime: Runtime) -> list[Any]:
     """FFCV's copy to the GPU, where there is one."""
-    return [] if here.device.type == "cpu" else [ToDevice(here.device, non_blocking=True)]
+    return [] if runtime.device.type == "cpu" else [ToDevice(runtime.device, non_blocking=True)]
 
 
-def ffcv_loader(path: Path, images: list[Any], workers: int, here: Runtime) -> Any:
+def ffcv_loader(path: Path, images: list[Any], workers: int, runtime: Runtime) -> Any:
     """FFCV's Loader in random order, with labels."""
     return Loader(
         str(path),
@@ -91,12 +91,12 @@ def ffcv_loader(path: Path, images: list[Any], workers: int, here: Runtime) -> A
         drop_last=True,
         pipelines={
             "image": images,
-            "label": [IntDecoder(), ToTensor(), *to_device(here), Squeeze()],
+            "label": [IntDecoder(), ToTensor(), *to_device(runtime), Squeeze()],
         },
     )
 
 
-def ffcv_rate(loader: Any, here: Runtime) -> Rate:
+def ffcv_rate(loader: Any, runtime: Runtime) -> Rate:
     """Whole epochs only: FFCV leaks the thread and the buffers of one that is left."""
 
     def rate(seconds: float) -> float:
@@ -105,7 +105,7 @@ def ffcv_rate(loader: Any, here: Runtime) -> Rate:
         while not images or time.perf_counter() - start < seconds:
             for batch, _ in loader:
                 images += len(batch)
-        here.synchronize()
+        runtime.synchronize()
         spent = time.perf_counter() - start
         torch.set_num_threads(threads)  # FFCV sets it to its number of workers
         return images / spent
@@ -114,7 +114,7 @@ def ffcv_rate(loader: Any, here: Runtime) -> Rate:
 
 
 def torchvision_loaders(
-    data_root: str | None, manifest: Manifest, here: Runtime, resources: ExitStack
+    data_root: str | None, manifest: Manifest, runtime: Runtime, resources: ExitStack
 ) -> dict[str, tuple[str, Rate]]:
     """The usual example: Pillow images, torchvision's transforms, without and with workers."""
     # Wherever the files are, torchvision looks for them in a folder of this name.
@@ -142,17 +142,17 @@ def torchvision_loaders(
             shuffle=True,
             drop_last=True,
             num_workers=workers,
-            pin_memory=here.device.type == "cuda",
+            pin_memory=runtime.device.type == "cuda",
             multiprocessing_context=FRESH if workers else None,
         )
         contestants[f"torchvision_{kind}_{workers}_workers"] = (
             f"{what[kind]}; DataLoader with {workers} workers",
-            torchvision_rate(loader, here),
+            torchvision_rate(loader, runtime),
         )
     return contestants
 
 
-def torchvision_rate(loader: Any, here: Runtime) -> Rate:
+def torchvision_rate(loader: Any, runtime: Runtime) -> Rate:
     """Within an epoch: from a few batches after its start on."""
 
     def rate(seconds: float) -> float:
@@ -161,11 +161,11 @@ def torchvision_rate(loader: Any, here: Runtime) -> Rate:
             pass
         images, start = 0, time.perf_counter()
         for batch, _ in batches:
-            images += len(batch.to(here.device, non_blocking=True))
+            images += len(batch.to(runtime.device, non_blocking=True))
             # Three times as long as others: its batches take long, and come several at a time.
             if time.perf_counter() - start >= 3 * seconds:
                 break
-        here.synchronize()
+        runtime.synchronize()
         return images / (time.perf_counter() - start)
 
     return rate

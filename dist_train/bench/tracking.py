@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from dist_train import runtime
 from dist_train.bench.timing import Measurements, Settings, alternate, note
 from dist_train.config import Config, TrackingConfig
 from dist_train.metrics import Clock
 from dist_train.recipes import RECIPES
+from dist_train.runtime import start_runtime
 from dist_train.tracking import Trackers
 from dist_train.tracking.json_lines import JsonLines
 from dist_train.train import Trainer
@@ -70,10 +70,10 @@ def epochs_of(config: Config, epochs: int, *, all_trackers: bool) -> list[float]
     config = replace(config, train=replace(config.train, epochs=epochs))
     if not all_trackers:
         config = replace(config, tracking=TrackingConfig(wandb="off"))
-    with TemporaryDirectory() as output, runtime.start(config.runtime) as here:
+    with TemporaryDirectory() as output, start_runtime(config.runtime) as runtime:
         folder = Path(output) / "bench"
         folder.mkdir()
-        trainer = Trainer(config, folder, here, Clock())
+        trainer = Trainer(config, folder, runtime, Clock())
         lines = folder / "metrics.jsonl"
         if not all_trackers:
             trainer.trackers = Trackers([JsonLines(lines, resumed_step=0)])

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from dist_train import build, runtime
+from dist_train import build
 from dist_train.config import Config
 from dist_train.data.prepare import prepare_dataset
 from dist_train.flops import TRAINING_FLOPS, forward_flops
 from dist_train.hardware import DTYPES
+from dist_train.runtime import Runtime, start_runtime
 
 
 def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -24,9 +25,9 @@ def work(config: Config, steps: int, phases: Sequence[Mapping[str, float]]) -> d
         steps: of each run.
         phases: seconds of each phase (metrics.Clock) of each run.
     """
-    with runtime.start(config.runtime) as here:
+    with start_runtime(config.runtime) as runtime:
         flops = training_flops(config, steps)
-        peak = matmul_peak(here)
+        peak = matmul_peak(runtime)
     seconds = fmean(run["train"] for run in phases)
     return {
         "training_flops": flops,
@@ -60,15 +61,15 @@ def training_flops(config: Config, steps: int) -> int:
     return total
 
 
-def matmul_peak(here: runtime.Runtime, seconds: float = 1.0) -> float:
+def matmul_peak(runtime: Runtime, seconds: float = 1.0) -> float:
     """Operations a second of a matrix product, the best of several."""
-    size = 8192 if here.device.type == "cuda" else 2048  # a GPU is done with less in no time
+    size = 8192 if runtime.device.type == "cuda" else 2048  # a GPU is done with less in no time
     # Of random numbers: constant ones heat a GPU less, which then runs faster than in training.
-    a = torch.randn(size, size, device=here.device).to(DTYPES[here.precision])
+    a = torch.randn(size, size, device=runtime.device).to(DTYPES[runtime.precision])
     best, until = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < until:
         start = time.perf_counter()
         a @ a
-        here.synchronize()
+        runtime.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
