@@ -143,12 +143,14 @@ def train_batches(config: Config, prepared: Prepared, kind: str, runtime: Runtim
     own = order.rank_slice(data.batch_size, runtime.rank, runtime.world_size)
     per_sample = 2 if data.mixes else 1
     return TrainBatches(
-        loader=loader(
-            kind,
-            prepared.train,
-            batch_size=(own.stop - own.start) * per_sample,
-            device=runtime.device,
-            threads=data.threads,
+        loader=runtime.on_each(
+            lambda: loader(
+                kind,
+                prepared.train,
+                batch_size=(own.stop - own.start) * per_sample,
+                device=runtime.device,
+                threads=data.threads,
+            )
         ),
         labels=torch.from_numpy(beton.read_labels(prepared.train)).to(runtime.device),
         order=order,
@@ -173,12 +175,14 @@ def evaluation_data(
     return EvaluationData(
         "validation" if held_out else "test",
         path,
-        loader(
-            kind,
-            path,
-            batch_size=data.eval_batch_size,
-            device=runtime.device,
-            threads=data.threads,
+        runtime.on_each(
+            lambda: loader(
+                kind,
+                path,
+                batch_size=data.eval_batch_size,
+                device=runtime.device,
+                threads=data.threads,
+            )
         ),
         torch.from_numpy(labels).to(runtime.device),
         ids,

@@ -183,10 +183,9 @@ class Learner:
         """
         if self.local_sgd:
             moments = [tensor for tensor in memory(self.optimizers) if tensor.ndim]
-            with torch.no_grad():
-                self.runtime.average([*self.model.parameters(), *moments])
-                if averages_too and self.averaged is not None:
-                    self.runtime.average(self.averaged.module.parameters())
+            self.runtime.average([*self.model.parameters(), *moments])
+            if averages_too and self.averaged is not None:
+                self.runtime.average(self.averaged.module.parameters())
 
     def average_statistics(self) -> None:
         """Makes BatchNorm's statistics those of all ranks together, before an evaluation."""

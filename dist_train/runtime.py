@@ -1,4 +1,4 @@
-"""Processes that train together, DDP and torch.compile: the only file that imports accelerate."""
+"""One of the processes that train together: what it says to the others, DDP, torch.compile."""
 
 import os
 import resource
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
     bf16_compress_hook,
@@ -21,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_train.config import RuntimeConfig
-from dist_train.errors import Preempted, UserError
+from dist_train.errors import UserError
 from dist_train.hardware import (
     DTYPES,
     choose_algorithms,
@@ -34,6 +33,7 @@ from dist_train.hardware import (
     set_threads,
 )
 from dist_train.heartbeat import Heartbeat
+from dist_train.process_group import joined
 
 T = TypeVar("T")
 
@@ -155,12 +155,7 @@ class Runtime:
 
     def on_main(self, function: Callable[[], T]) -> T:
         """What the function returns on rank 0, on every rank; its UserError, too."""
-        outcome: list[T | UserError | None] = [None]
-        if self.is_main:
-            try:
-                outcome = [function()]
-            except UserError as error:
-                outcome = [error]
+        outcome = [caught(function) if self.is_main else None]
         if self.world_size > 1:
             dist.broadcast_object_list(outcome)
         if isinstance(outcome[0], UserError):
@@ -172,11 +167,7 @@ class Runtime:
 
         For what may fail on one node alone: others would wait for a rank that is gone.
         """
-        outcome: T | UserError
-        try:
-            outcome = function()
-        except UserError as error:
-            outcome = error
+        outcome = caught(function)
         for failure in self.gather(outcome if isinstance(outcome, UserError) else None):
             if failure is not None:
                 raise failure
@@ -237,6 +228,14 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def caught(function: Callable[[], T]) -> T | UserError:
+    """What a function returns, or the UserError that it raises."""
+    try:
+        return function()
+    except UserError as error:
+        return error
+
+
 @contextmanager
 def start_runtime(settings: RuntimeConfig) -> Iterator[Runtime]:
     """Joins the process group that accelerate, torchrun or nobody set up, and leaves it again.
@@ -252,29 +251,19 @@ def start_runtime(settings: RuntimeConfig) -> Iterator[Runtime]:
     if settings.cuda_graphs:
         refuse_recording(cpu=cpu, precision=precision)
     timeout = timedelta(seconds=settings.timeout_seconds)
-    try:
-        rejoin("gloo" if cpu else "nccl", timeout)
-        state = PartialState(cpu=cpu, timeout=timeout)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"cannot meet the other processes at MASTER_ADDR:MASTER_PORT {address}: {reason}; "
-            "choose a free port (accelerate launch --main_process_port, torchrun --master_port)"
-        ) from error
-    if backend is not None:
-        torch._dynamo.config.recompile_limit = 64  # image sizes x networks x lengths of a batch
-    set_threads(settings.threads, processes=processes)
-    choose_algorithms(deterministic=settings.deterministic)
-    if cpu:
-        keep_freed_memory()
-    else:
-        torch.cuda.reset_peak_memory_stats(state.device)
-    store = None
-    if state.num_processes > 1:
-        # A connection of its own, as another thread will use it.
-        store = dist.distributed_c10d._get_default_store().clone()
-    with leaving_group(state, cpu=cpu):
+    with joined(cpu=cpu, timeout=timeout) as state:
+        if backend is not None:
+            torch._dynamo.config.recompile_limit = 64  # image sizes x networks x lengths of a batch
+        set_threads(settings.threads, processes=processes)
+        choose_algorithms(deterministic=settings.deterministic)
+        if cpu:
+            keep_freed_memory()
+        else:
+            torch.cuda.reset_peak_memory_stats(state.device)
+        store = None
+        if state.num_processes > 1:
+            # A connection of its own, as another thread will use it.
+            store = dist.distributed_c10d._get_default_store().clone()
         runtime = Runtime(
             timeout=timeout,
             heartbeat=Heartbeat(
@@ -294,46 +283,3 @@ def start_runtime(settings: RuntimeConfig) -> Iterator[Runtime]:
         remedy = "set --runtime.precision and --runtime.compile to what all of them can do"
         runtime.agree("processes would compute in different ways", how, remedy)
         yield runtime
-
-
-@contextmanager
-def leaving_group(state: PartialState, *, cpu: bool) -> Iterator[None]:
-    """Leaves the process group at the end, also after an error that all ranks know of (UserError).
-
-    After another error on GPUs the end of the process has to do: NCCL's own farewell would wait for
-    kernels and ranks that may never come, and nobody would see the error.
-    """
-    together = True
-    try:
-        yield
-    except (Preempted, UserError):
-        raise
-    except (Exception, KeyboardInterrupt):
-        together = cpu
-        raise
-    finally:
-        if together:
-            state.destroy_process_group()
-        PartialState._reset_state()  # or a second run in this process would find it destroyed
-
-
-def rejoin(backend: str, timeout: timedelta) -> None:
-    """Joins the process group under a new name after torchrun has started a node's job again.
-
-    torch 2.15 keeps the store of the processes before, with their addresses, and the new ones
-    would try to reach the dead. Restarts of several nodes are counted by each for itself: there
-    is no such name for them.
-    """
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if not attempt or world_size == 1 or os.environ["LOCAL_WORLD_SIZE"] != str(world_size):
-        return
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
-        rank=int(os.environ["RANK"]),
-        world_size=world_size,
-        timeout=timeout,
-    )

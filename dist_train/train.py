@@ -69,12 +69,8 @@ class Trainer:
         with clock.phase("prepare"):
             self.prepared = prepared = build.prepared_data(config.data, runtime)
             self.loader_kind = kind = build.choose_loader(config.data, prepared.manifest, runtime)
-            self.batches = runtime.on_each(
-                lambda: build.train_batches(config, prepared, kind, runtime)
-            )
-            self.evaluation_data = runtime.on_each(
-                lambda: build.evaluation_data(config.data, prepared, kind, runtime)
-            )
+            self.batches = build.train_batches(config, prepared, kind, runtime)
+            self.evaluation_data = build.evaluation_data(config.data, prepared, kind, runtime)
         self.steps_per_epoch = self.batches.order.steps_per_epoch
         self.eval_steps = config.train.eval_every * self.steps_per_epoch
         total_steps = max(1, round(config.train.epochs * self.steps_per_epoch))
@@ -103,9 +99,9 @@ class Trainer:
         if runtime.compile_backend is not None or runtime.device.type == "cuda":
             with clock.phase("compile"), working("compiling", visible=runtime.is_main):
                 self.warm_up()
-        elif runtime.world_size > 1:
-            # DDP arranges its messages anew after the first; sums over three ranks and more then
-            # round differently, but no longer between a run and its resumption.
+        elif runtime.world_size > 2:
+            # DDP arranges its messages anew after the first, and sums of three numbers and more
+            # depend on it: that is over before the first step, also of a run that goes on.
             self.learner.warm_up(next(self.batches.steps(0, 1)), self.sizes[:1])
         # All of it could be built: from now on the folder is this run's.
         runtime.on_main(lambda: runs.keep_settings(folder, config, self.prepared.folder))
